@@ -1,0 +1,265 @@
+//! Configuration: raw YAML → resolved [`Config`] that cannot be invalid. All errors are reported at once, each with its
+//! line and its path.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A whole, valid configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where clients connect. At least one. Cannot change without a restart.
+    pub listen: Vec<SocketAddr>,
+    /// Where people and Prometheus connect; `None` turns it off. Cannot change without a restart.
+    pub admin: Option<SocketAddr>,
+    /// Shards (one pinned core each); `None` is one a core. Cannot change without a restart.
+    pub shards: Option<u16>,
+    /// Process settings. Cannot change without a restart.
+    pub process: ProcessConfig,
+    /// The fleet, in the order of the file.
+    pub replicas: Vec<ReplicaConfig>,
+    /// Public model names that differ from what replicas serve.
+    pub models: Vec<ModelConfig>,
+    /// How a replica is chosen.
+    pub policy: PolicyConfig,
+    /// The prefix index.
+    pub index: IndexConfig,
+    /// Bounds on what clients may send.
+    pub limits: LimitsConfig,
+    /// Deadlines.
+    pub timeouts: TimeoutConfig,
+    /// When and how often another replica is tried.
+    pub retry: RetryConfig,
+    /// When a failing replica is left out, and for how long.
+    pub ejection: EjectionConfig,
+    /// Logs.
+    pub log: LogConfig,
+    /// Paths that are not inference routes go to a replica by load alone.
+    pub passthrough: bool,
+}
+
+/// Process-wide settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProcessConfig {
+    /// Where the process id is written; `None` writes none.
+    pub pid_file: Option<PathBuf>,
+    /// Unix socket over which listening sockets pass to the next process in a binary upgrade.
+    pub upgrade_socket: Option<PathBuf>,
+    /// Longest wait for requests in flight at a graceful stop.
+    pub drain: Duration,
+}
+
+/// One engine endpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplicaConfig {
+    /// Name shown to people; defaults to `host:port`.
+    pub id: String,
+    /// `http://host:port`.
+    pub url: url::Url,
+    /// Model names served there. Empty: asked of the replica itself (`GET /v1/models`); until it answers, any name.
+    pub models: Vec<String>,
+    /// Requests it runs at once, when known; more wait in its queue.
+    pub slots: Option<u32>,
+    /// Tokens its KV cache holds, when known: bounds what the index believes of it.
+    pub kv_tokens: Option<u64>,
+    /// Tokens it prefills a second, when known; otherwise learned.
+    pub prefill_tokens_per_s: Option<f64>,
+}
+
+/// One public model name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// What clients ask for.
+    pub name: String,
+    /// What is written into the forwarded body instead.
+    pub served_as: String,
+}
+
+/// Named policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PolicyName {
+    /// Least expected seconds: wait + uncached prefill, with a spill gate.
+    #[default]
+    Price,
+    /// Weighted sum of prefix, queue and KV scores (llm-d's legacy default).
+    Weighted,
+    /// Fewest requests in flight.
+    LeastRequest,
+    /// In turn.
+    RoundRobin,
+    /// The lesser loaded of two at random.
+    PowerOfTwo,
+    /// Hash of the session (else of the prompt's first block), whatever the load.
+    Sticky,
+    /// Uniformly at random.
+    Random,
+}
+
+impl PolicyName {
+    /// All of them, in the order help shows them.
+    pub const ALL: [Self; 7] = [
+        Self::Price,
+        Self::Weighted,
+        Self::LeastRequest,
+        Self::RoundRobin,
+        Self::PowerOfTwo,
+        Self::Sticky,
+        Self::Random,
+    ];
+
+    /// The name in configuration, on the command line and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Price => "price",
+            Self::Weighted => "weighted",
+            Self::LeastRequest => "least_request",
+            Self::RoundRobin => "round_robin",
+            Self::PowerOfTwo => "power_of_two",
+            Self::Sticky => "sticky",
+            Self::Random => "random",
+        }
+    }
+}
+
+impl std::str::FromStr for PolicyName {
+    type Err = UnknownPolicy;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|policy| policy.as_str() == name).ok_or(UnknownPolicy)
+    }
+}
+
+/// No policy has that name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown policy; one of: price, weighted, least_request, round_robin, power_of_two, sticky, random")]
+pub struct UnknownPolicy;
+
+/// The policy and its parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyConfig {
+    /// Which.
+    pub name: PolicyName,
+    /// `weighted`: prefix, queue, KV. Default 3:2:2.
+    pub weights: [f64; 3],
+    /// `price`: assumed prefill rate before anything is learned, tokens a second. Default 8,000.
+    pub prefill_tokens_per_s: f64,
+    /// `price`: what each request already there costs the newcomer, before anything is learned. Default 10 ms.
+    pub decode_slowdown: Duration,
+    /// `price`: value of a second of prefill not repeated, beside the wait it saves. Default 0.5.
+    pub reuse_bonus: f64,
+    /// `price`: spill gate: a replica above `spill_ratio` × mean load, and above the mean by `spill_margin` requests,
+    /// takes no more for the sake of its cache. Defaults 1.5 and 4.
+    pub spill_ratio: f64,
+    /// See `spill_ratio`.
+    pub spill_margin: u32,
+}
+
+/// The prefix index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexConfig {
+    /// Memory for entries, MiB. Default 64. Cannot change without a restart.
+    pub memory_mib: u32,
+    /// Tokens a replica is believed to hold when neither configuration nor the replica says. Default 400,000.
+    pub kv_tokens_default: u64,
+}
+
+/// Bounds on what clients may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Largest body, bytes. Default 64 MiB.
+    pub body_bytes: u64,
+    /// Deepest JSON. Default 128.
+    pub json_depth: u16,
+    /// Most JSON values. Default 4,000,000.
+    pub json_values: u32,
+    /// Bytes of bodies in memory at once, a shard; beyond it newcomers are answered 503. Default 1 GiB.
+    pub body_bytes_in_flight: u64,
+}
+
+/// Deadlines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeoutConfig {
+    /// To connect to a replica. Default 1 s.
+    pub connect: Duration,
+    /// For a client's whole body. Default 60 s.
+    pub body: Duration,
+    /// From the request's last byte to the response's head. Default 600 s.
+    pub first_byte: Duration,
+    /// Between two reads of a response. Default 120 s.
+    pub gap: Duration,
+    /// How long an idle connection to a replica is kept. Default 4 s (engines close after about 5).
+    pub upstream_idle: Duration,
+    /// How long an idle client connection is kept. Default 60 s.
+    pub client_idle: Duration,
+}
+
+/// When and how often another replica is tried.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryConfig {
+    /// Attempts in all, the first among them. Default 3.
+    pub attempts: u8,
+    /// Retries allowed as a share of requests, over the last ten seconds or so. Default 0.2.
+    pub budget: f64,
+    /// Retries a second that are always allowed. Default 10.
+    pub budget_floor_per_s: f64,
+}
+
+/// When a failing replica is left out, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EjectionConfig {
+    /// Failures in a row. Default 3.
+    pub consecutive_failures: u32,
+    /// First time out; doubles each time. Default 2 s.
+    pub base: Duration,
+    /// Longest time out. Default 60 s.
+    pub max: Duration,
+    /// Largest share of a pool that may be out at once, in percent; the last replica is never ejected. Default 50.
+    pub max_percent: u8,
+}
+
+/// Log format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    #[default]
+    Text,
+}
+
+/// Logs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogConfig {
+    /// Format.
+    pub format: LogFormat,
+    /// Filter as `tracing` reads it: `info`, `emberlane=debug`, …
+    pub level: String,
+    /// Share of requests that get an access line, 0 to 1; failures always do, at most 100 a second. Default 0.
+    pub access_sample: f64,
+}
+
+/// Why a pool may be empty or a body refused is told by [`crate::reject::Reject`]; this is for files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Line in the file, from 1; 0 when the error has no place (a command-line flag).
+    pub line: u32,
+    /// Column, from 1; 0 when unknown.
+    pub column: u32,
+    /// Path such as `replicas[2].url`.
+    pub path: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.line > 0 {
+            write!(f, "line {}: ", self.line)?;
+        }
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
