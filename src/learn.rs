@@ -1,0 +1,358 @@
+//! What live traffic teaches: how long a replica takes for a prompt token and an output token, how long requests stay,
+//! and how many prompt bytes make a token of a model.
+//!
+//! Each answer is one sample of `seconds = base + prefill·tokens_ahead + decode·output_tokens`, fitted by recursive
+//! least squares with forgetting (Haykin, *Adaptive Filter Theory*, ch. 10) and clipped residuals. A replica is priced
+//! at its pool's rate until its own differs clearly: equal replicas then tie exactly, and ties are broken at random.
+
+use crate::id::ReplicaSlot;
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Samples before a fit is believed.
+const SAMPLES_TO_TRUST: u32 = 8;
+/// A replica within this ratio of its fleet is priced as its fleet is.
+const SAME_WITHIN: f32 = 1.3;
+/// Share of old evidence kept a sample: an effective memory of 200.
+const FORGETTING: f64 = 0.995;
+/// Tokens are fitted in these units, so that the three features have like sizes.
+const TOKEN_UNIT: f64 = 1000.0;
+
+/// What one answer took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample {
+    /// Uncached prompt tokens ahead of the first output token: its own and those already waiting there.
+    pub tokens_ahead: f64,
+    /// Output tokens within `seconds`: 1 for a time to first token.
+    pub output_tokens: f64,
+    /// From the forwarded request to the first token (stream) or to the whole answer.
+    pub seconds: f64,
+}
+
+/// What a second of a replica's time buys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Seconds before anything else.
+    pub base_s: f32,
+    /// Seconds for each uncached prompt token.
+    pub prefill_s_per_token: f32,
+    /// Seconds for each output token.
+    pub decode_s_per_token: f32,
+}
+
+impl Rates {
+    fn from_fit(fit: &Fit) -> Self {
+        let [base, prefill, decode] = fit.theta;
+        Self {
+            base_s: narrow(base.clamp(0.0, 10.0)),
+            prefill_s_per_token: narrow((prefill / TOKEN_UNIT).clamp(1e-7, 0.1)),
+            decode_s_per_token: narrow((decode / TOKEN_UNIT).clamp(0.0, 5.0)),
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "prices need no more than f32's 7 digits")]
+const fn narrow(value: f64) -> f32 {
+    value as f32
+}
+
+#[derive(Clone, Debug)]
+struct Fit {
+    theta: [f64; 3],
+    /// Inverse of the weighted correlation of the features.
+    p: [[f64; 3]; 3],
+    error: f64,
+    samples: u32,
+}
+
+impl Fit {
+    const fn new(rates: Rates) -> Self {
+        Self {
+            theta: [
+                rates.base_s as f64,
+                rates.prefill_s_per_token as f64 * TOKEN_UNIT,
+                rates.decode_s_per_token as f64 * TOKEN_UNIT,
+            ],
+            p: [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+            error: 0.0,
+            samples: 0,
+        }
+    }
+
+    fn learn(&mut self, sample: Sample) {
+        let x = [1.0, sample.tokens_ahead / TOKEN_UNIT, sample.output_tokens / TOKEN_UNIT];
+        if !(sample.seconds.is_finite() && x.iter().all(|v| v.is_finite() && v.abs() < 1e4)) {
+            return;
+        }
+        let px: [f64; 3] = std::array::from_fn(|row| dot(self.p[row], x));
+        let gain = 1.0 / (FORGETTING + dot(px, x));
+        let mut residual = sample.seconds - dot(self.theta, x);
+        self.samples = self.samples.saturating_add(1);
+        if self.samples > SAMPLES_TO_TRUST {
+            let bound = 4.0 * self.error.max(1e-4);
+            self.error += 0.05 * (residual.abs().min(2.0 * bound) - self.error);
+            residual = residual.clamp(-bound, bound);
+        } else {
+            self.error += (residual.abs() - self.error) / f64::from(self.samples);
+        }
+        for row in 0..3 {
+            self.theta[row] += px[row] * gain * residual;
+            for column in 0..3 {
+                let next = (self.p[row][column] - px[row] * px[column] * gain) / FORGETTING;
+                self.p[row][column] = next.clamp(-1e4, 1e4);
+            }
+        }
+    }
+}
+
+fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
+    a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+}
+
+#[derive(Debug)]
+struct Cell {
+    fit: Mutex<Fit>,
+    base_s: AtomicU32,
+    prefill_s_per_token: AtomicU32,
+    decode_s_per_token: AtomicU32,
+    service_s: AtomicU32,
+    samples: AtomicU32,
+}
+
+impl Cell {
+    fn new(prior: Rates) -> Self {
+        let cell = Self {
+            fit: Mutex::new(Fit::new(prior)),
+            base_s: AtomicU32::new(0),
+            prefill_s_per_token: AtomicU32::new(0),
+            decode_s_per_token: AtomicU32::new(0),
+            service_s: AtomicU32::new(0),
+            samples: AtomicU32::new(0),
+        };
+        cell.publish(prior, 0);
+        cell
+    }
+
+    fn publish(&self, rates: Rates, samples: u32) {
+        self.base_s.store(rates.base_s.to_bits(), Relaxed);
+        self.prefill_s_per_token.store(rates.prefill_s_per_token.to_bits(), Relaxed);
+        self.decode_s_per_token.store(rates.decode_s_per_token.to_bits(), Relaxed);
+        self.samples.store(samples, Relaxed);
+    }
+
+    fn rates(&self) -> Rates {
+        Rates {
+            base_s: f32::from_bits(self.base_s.load(Relaxed)),
+            prefill_s_per_token: f32::from_bits(self.prefill_s_per_token.load(Relaxed)),
+            decode_s_per_token: f32::from_bits(self.decode_s_per_token.load(Relaxed)),
+        }
+    }
+
+    /// A shard that finds the fit busy drops its sample: there are more.
+    fn learn(&self, sample: Sample) {
+        if let Some(mut fit) = self.fit.try_lock() {
+            fit.learn(sample);
+            self.publish(Rates::from_fit(&fit), fit.samples);
+        }
+    }
+
+    fn reset(&self, prior: Rates) {
+        *self.fit.lock() = Fit::new(prior);
+        self.publish(prior, 0);
+        self.service_s.store(0, Relaxed);
+    }
+}
+
+/// Learned rates by replica, and of the fleet as a whole; shared by all shards.
+#[derive(Debug)]
+pub struct LearnedRates {
+    fleet: Cell,
+    replicas: Box<[Cell]>,
+    /// Configured prefill rates (seconds a token), which are not learned; zero where there is none.
+    fixed: Box<[AtomicU32]>,
+    prior: Rates,
+}
+
+impl LearnedRates {
+    /// Columns of `slots_max` cells that know nothing but `prior`.
+    #[must_use]
+    pub fn new(slots_max: usize, prior: Rates) -> Self {
+        Self {
+            fleet: Cell::new(prior),
+            replicas: (0..slots_max).map(|_| Cell::new(prior)).collect(),
+            fixed: (0..slots_max).map(|_| AtomicU32::new(0)).collect(),
+            prior,
+        }
+    }
+
+    /// Starts over for a replica that is new at `slot`.
+    pub fn reset(&self, slot: ReplicaSlot, prefill_tokens_per_s: Option<f64>) {
+        if let (Some(cell), Some(fixed)) = (self.replicas.get(slot.index()), self.fixed.get(slot.index())) {
+            cell.reset(self.prior);
+            fixed.store(prefill_tokens_per_s.map_or(0, |rate| narrow(1.0 / rate.max(1.0)).to_bits()), Relaxed);
+        }
+    }
+
+    /// What `slot` is priced at: its own rates where they are known and differ, else the fleet's, else the prior.
+    #[inline]
+    #[must_use]
+    pub fn rates(&self, slot: ReplicaSlot) -> Rates {
+        let fleet = if self.fleet.samples.load(Relaxed) >= SAMPLES_TO_TRUST { self.fleet.rates() } else { self.prior };
+        let Some(cell) = self.replicas.get(slot.index()) else { return fleet };
+        let mut rates = fleet;
+        if cell.samples.load(Relaxed) >= SAMPLES_TO_TRUST {
+            let own = cell.rates();
+            let ratio = own.prefill_s_per_token / fleet.prefill_s_per_token;
+            if !(1.0 / SAME_WITHIN..=SAME_WITHIN).contains(&ratio) {
+                rates = own;
+            }
+        }
+        let fixed = f32::from_bits(self.fixed[slot.index()].load(Relaxed));
+        if fixed > 0.0 {
+            rates.prefill_s_per_token = fixed;
+        }
+        rates
+    }
+
+    /// Mean seconds a request stays at `slot`; zero until one has ended there.
+    #[inline]
+    #[must_use]
+    pub fn service_s(&self, slot: ReplicaSlot) -> f32 {
+        self.replicas.get(slot.index()).map_or(0.0, |cell| f32::from_bits(cell.service_s.load(Relaxed)))
+    }
+
+    /// Samples behind the rates of `slot`.
+    #[must_use]
+    pub fn samples(&self, slot: ReplicaSlot) -> u32 {
+        self.replicas.get(slot.index()).map_or(0, |cell| cell.samples.load(Relaxed))
+    }
+
+    /// Learns from one answer.
+    pub fn learn(&self, slot: ReplicaSlot, sample: Sample) {
+        if let Some(cell) = self.replicas.get(slot.index()) {
+            cell.learn(sample);
+            self.fleet.learn(sample);
+        }
+    }
+
+    /// Learns how long a request stayed.
+    pub fn learn_service(&self, slot: ReplicaSlot, seconds: f64) {
+        if let Some(cell) = self.replicas.get(slot.index()) {
+            let before = f32::from_bits(cell.service_s.load(Relaxed));
+            let sample = narrow(seconds.clamp(0.0, 3600.0));
+            let next = if before == 0.0 { sample } else { before + 0.1 * (sample - before) };
+            cell.service_s.store(next.to_bits(), Relaxed);
+        }
+    }
+}
+
+/// Prompt bytes to a token, learned for one model from what engines count.
+#[derive(Debug)]
+pub struct TokenRatio {
+    bytes_per_token: AtomicU64,
+}
+
+/// Before the first answer: about what English text and code have.
+const BYTES_PER_TOKEN_PRIOR: f64 = 4.0;
+
+impl Default for TokenRatio {
+    fn default() -> Self {
+        Self { bytes_per_token: AtomicU64::new(BYTES_PER_TOKEN_PRIOR.to_bits()) }
+    }
+}
+
+impl TokenRatio {
+    /// Prompt bytes to a token.
+    #[inline]
+    #[must_use]
+    pub fn bytes_per_token(&self) -> f64 {
+        f64::from_bits(self.bytes_per_token.load(Relaxed))
+    }
+
+    /// Learns from a prompt of `bytes` that the engine counted as `tokens`. Short prompts say little, for templates add
+    /// tokens of their own: they weigh less.
+    pub fn learn(&self, bytes: u64, tokens: u64) {
+        if bytes == 0 || tokens == 0 {
+            return;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "bodies are far below 2^52 bytes")]
+        let (bytes, tokens) = (bytes as f64, tokens as f64);
+        let ratio = (bytes / tokens).clamp(0.1, 64.0);
+        let weight = 0.1 * (bytes / 2048.0).min(1.0);
+        let before = self.bytes_per_token();
+        self.bytes_per_token.store((before + weight * (ratio - before)).to_bits(), Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PRIOR: Rates = Rates { base_s: 0.0, prefill_s_per_token: 1.25e-4, decode_s_per_token: 0.0 };
+
+    fn train(rates: &LearnedRates, slot: ReplicaSlot, prefill: f64, decode: f64, rng: &mut fastrand::Rng) {
+        for _ in 0..300 {
+            let (tokens_ahead, output_tokens) = (rng.f64() * 8000.0, 1.0 + rng.f64() * 200.0);
+            let noise = 1.0 + 0.05 * (rng.f64() - 0.5);
+            let seconds = (0.02 + prefill * tokens_ahead + decode * output_tokens) * noise;
+            rates.learn(slot, Sample { tokens_ahead, output_tokens, seconds });
+        }
+    }
+
+    fn near(value: f32, wanted: f64) -> bool {
+        (f64::from(value) / wanted - 1.0).abs() < 0.1
+    }
+
+    #[test]
+    fn rates_are_found_and_followed() {
+        let rates = LearnedRates::new(2, PRIOR);
+        let slot = ReplicaSlot(0);
+        let mut rng = fastrand::Rng::with_seed(7);
+        assert_eq!(rates.rates(slot), PRIOR);
+        train(&rates, slot, 2e-5, 0.01, &mut rng);
+        let learned = rates.rates(slot);
+        assert!(near(learned.prefill_s_per_token, 2e-5) && near(learned.decode_s_per_token, 0.01), "{learned:?}");
+        for _ in 0..4 {
+            train(&rates, slot, 4e-5, 0.01, &mut rng);
+        }
+        assert!(near(rates.rates(slot).prefill_s_per_token, 4e-5), "{:?}", rates.rates(slot));
+    }
+
+    #[test]
+    fn an_outlier_moves_little() {
+        let rates = LearnedRates::new(1, PRIOR);
+        let slot = ReplicaSlot(0);
+        train(&rates, slot, 2e-5, 0.01, &mut fastrand::Rng::with_seed(1));
+        rates.learn(slot, Sample { tokens_ahead: 4000.0, output_tokens: 1.0, seconds: 600.0 });
+        rates.learn(slot, Sample { tokens_ahead: f64::NAN, output_tokens: 1.0, seconds: 1.0 });
+        assert!((f64::from(rates.rates(slot).prefill_s_per_token) / 2e-5 - 1.0).abs() < 0.5);
+    }
+
+    #[test]
+    fn like_replicas_share_a_price_and_unlike_ones_do_not() {
+        let rates = LearnedRates::new(3, PRIOR);
+        let mut rng = fastrand::Rng::with_seed(3);
+        let [a, b, slow] = [ReplicaSlot(0), ReplicaSlot(1), ReplicaSlot(2)];
+        for _ in 0..5 {
+            train(&rates, slow, 9e-5, 0.01, &mut rng);
+        }
+        for _ in 0..5 {
+            train(&rates, a, 2.0e-5, 0.01, &mut rng);
+            train(&rates, b, 2.1e-5, 0.01, &mut rng);
+        }
+        assert_eq!(rates.rates(a), rates.rates(b));
+        assert!(rates.rates(slow).prefill_s_per_token > 3.0 * rates.rates(a).prefill_s_per_token);
+    }
+
+    #[test]
+    fn bytes_per_token_follow_the_engine() {
+        let ratio = TokenRatio::default();
+        for _ in 0..200 {
+            ratio.learn(6000, 2000);
+        }
+        assert!((ratio.bytes_per_token() - 3.0).abs() < 0.05);
+        ratio.learn(0, 10);
+        ratio.learn(10, 0);
+        assert!((ratio.bytes_per_token() - 3.0).abs() < 0.05);
+    }
+}

@@ -1,0 +1,156 @@
+//! The named policies. Each sees the same columns, one cell a candidate, and writes a column of costs: lower is better,
+//! infinite is "never". One picker takes the least, breaks ties at random, and remembers the runner-up.
+
+mod baseline;
+mod price;
+
+pub use baseline::{LeastRequest, PowerOfTwo, Random, RoundRobin, Sticky, Weighted};
+pub use price::{Price, wait_s};
+
+use crate::config::{PolicyConfig, PolicyName};
+use crate::id::ReplicaSlot;
+
+/// What this core knows now of each candidate, as columns of equal length.
+#[derive(Debug, Default)]
+pub struct View {
+    /// The candidates.
+    pub slots: Vec<ReplicaSlot>,
+    /// Requests the gateway has in flight there.
+    pub in_flight: Vec<f32>,
+    /// Uncached prompt tokens waiting for prefill there.
+    pub prefill_tokens: Vec<f32>,
+    /// Tokens of this prompt that the replica holds.
+    pub warm_tokens: Vec<f32>,
+    /// Requests it runs at once; infinite when unknown.
+    pub slots_limit: Vec<f32>,
+    /// Mean seconds a request stays; zero when unknown.
+    pub service_s: Vec<f32>,
+    /// Seconds before the first prompt token is read.
+    pub base_s: Vec<f32>,
+    /// Seconds to prefill one token.
+    pub prefill_s_per_token: Vec<f32>,
+    /// Prefix blocks it is believed to hold.
+    pub resident_blocks: Vec<f32>,
+    /// Share of its KV cache in use, 0 to 1.
+    pub kv_usage: Vec<f32>,
+    /// Tokens of this prompt.
+    pub prompt_tokens: f32,
+    /// Equal for requests that should stay together (session, else first block).
+    pub affinity_key: u64,
+}
+
+impl View {
+    /// Candidates.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// True when there is no candidate.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Empties all columns, keeping their memory.
+    pub fn clear(&mut self) {
+        self.slots.clear();
+        for column in self.columns_mut() {
+            column.clear();
+        }
+    }
+
+    fn columns_mut(&mut self) -> [&mut Vec<f32>; 9] {
+        [
+            &mut self.in_flight,
+            &mut self.prefill_tokens,
+            &mut self.warm_tokens,
+            &mut self.slots_limit,
+            &mut self.service_s,
+            &mut self.base_s,
+            &mut self.prefill_s_per_token,
+            &mut self.resident_blocks,
+            &mut self.kv_usage,
+        ]
+    }
+}
+
+/// A way to choose. Stateless but for counters that all shards share.
+pub trait Policy: Send + Sync + std::fmt::Debug {
+    /// Writes the cost of each candidate of `view` to `costs` (same length).
+    fn cost(&self, view: &View, rng: &mut fastrand::Rng, costs: &mut [f32]);
+
+    /// True when costs are seconds.
+    fn is_priced(&self) -> bool {
+        false
+    }
+}
+
+/// The policy that `config` names.
+#[must_use]
+pub fn build(config: &PolicyConfig) -> Box<dyn Policy> {
+    match config.name {
+        PolicyName::Price => Box::new(Price::new(config)),
+        PolicyName::Weighted => Box::new(Weighted::new(config.weights)),
+        PolicyName::LeastRequest => Box::new(LeastRequest),
+        PolicyName::RoundRobin => Box::new(RoundRobin::default()),
+        PolicyName::PowerOfTwo => Box::new(PowerOfTwo),
+        PolicyName::Sticky => Box::new(Sticky),
+        PolicyName::Random => Box::new(Random),
+    }
+}
+
+/// Outcome of a choice, as indices into the view.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pick {
+    /// The cheapest.
+    pub best: usize,
+    /// The next cheapest, if any is possible.
+    pub runner_up: Option<usize>,
+}
+
+/// Takes the least cost; among equals each is as likely. `None` when every cost is infinite (or not a number).
+#[must_use]
+pub fn pick(costs: &[f32], rng: &mut fastrand::Rng) -> Option<Pick> {
+    let least = costs.iter().copied().fold(f32::INFINITY, f32::min);
+    if !least.is_finite() {
+        return None;
+    }
+    let equal = costs.iter().filter(|cost| **cost <= least).count();
+    let chosen = if equal > 1 { rng.usize(..equal) } else { 0 };
+    let best = costs.iter().enumerate().filter(|(_, cost)| **cost <= least).nth(chosen).map(|(place, _)| place)?;
+    let mut runner_up = None;
+    let mut next = f32::INFINITY;
+    for (place, cost) in costs.iter().enumerate() {
+        if place != best && *cost < next {
+            next = *cost;
+            runner_up = Some(place);
+        }
+    }
+    Some(Pick { best, runner_up })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_are_broken_at_random_never_by_position() {
+        let mut rng = fastrand::Rng::with_seed(11);
+        let mut seen = [0_u32; 4];
+        for _ in 0..4000 {
+            seen[pick(&[1.0, 1.0, 2.0, 1.0], &mut rng).unwrap().best] += 1;
+        }
+        assert_eq!(seen[2], 0);
+        assert!([seen[0], seen[1], seen[3]].iter().all(|n| (1150..1520).contains(n)), "{seen:?}");
+    }
+
+    #[test]
+    fn impossible_candidates_are_never_picked() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        assert_eq!(pick(&[f32::INFINITY, f32::NAN], &mut rng), None);
+        assert_eq!(pick(&[], &mut rng), None);
+        assert_eq!(pick(&[f32::INFINITY, 3.0], &mut rng), Some(Pick { best: 1, runner_up: None }));
+        assert_eq!(pick(&[5.0, 3.0, 4.0], &mut rng), Some(Pick { best: 1, runner_up: Some(2) }));
+    }
+}

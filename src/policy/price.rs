@@ -1,0 +1,157 @@
+//! The default: each candidate is priced in seconds, and the cheapest wins.
+//!
+//! ```text
+//! cost = wait                    tokens ahead × prefill + queue for a slot + slow-down by those already decoding
+//!      + base                    what any request pays there
+//!      + uncached × prefill      this prompt's own work
+//!      + uncached × prefill × (reuse bonus + crowding)
+//! ```
+//! The last line is what is lost later: work done twice is GPU time that others wait for, and new blocks push out old
+//! ones, the sooner the fuller the replica's cache is beside its peers'.
+//!
+//! The spill gate: a replica with clearly more than its share of requests gets no credit for its cache, so a hot prefix
+//! spreads to a second replica instead of pinning the first (the rule is smg's per-request gate).
+
+use super::{Policy, View};
+use crate::config::PolicyConfig;
+
+/// Weight of the crowding term: how much of a prompt's prefill it may cost to land on the fullest cache.
+const CROWDING: f32 = 0.25;
+
+/// Least expected seconds.
+#[derive(Debug)]
+pub struct Price {
+    slowdown_s: f32,
+    reuse_bonus: f32,
+    spill_ratio: f32,
+    spill_margin: f32,
+}
+
+impl Price {
+    /// The policy with the parameters of `config`.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "prices need 7 digits")]
+    pub const fn new(config: &PolicyConfig) -> Self {
+        Self {
+            slowdown_s: config.decode_slowdown.as_secs_f32(),
+            reuse_bonus: config.reuse_bonus as f32,
+            spill_ratio: config.spill_ratio as f32,
+            spill_margin: config.spill_margin as f32,
+        }
+    }
+}
+
+impl Policy for Price {
+    fn cost(&self, view: &View, _rng: &mut fastrand::Rng, costs: &mut [f32]) {
+        #[expect(clippy::cast_precision_loss, reason = "at most 4,096")]
+        let mean = view.in_flight.iter().sum::<f32>() / view.len().max(1) as f32;
+        let gate = (self.spill_ratio * mean).max(mean + self.spill_margin);
+        let fullest = view.resident_blocks.iter().copied().fold(1.0, f32::max);
+        for (place, cost) in costs.iter_mut().enumerate() {
+            let in_flight = view.in_flight[place];
+            let warm = if in_flight > gate { 0.0 } else { view.warm_tokens[place] };
+            let prefill = view.prefill_s_per_token[place];
+            let own = (view.prompt_tokens - warm).max(0.0) * prefill;
+            let crowding = CROWDING * view.resident_blocks[place] / fullest;
+            *cost = wait_s(view, place, self.slowdown_s)
+                + view.base_s[place]
+                + own * (1.0 + self.reuse_bonus + crowding);
+        }
+    }
+
+    fn is_priced(&self) -> bool {
+        true
+    }
+}
+
+/// Seconds before a new request's own prefill starts at candidate `place`.
+#[inline]
+pub fn wait_s(view: &View, place: usize, slowdown_s: f32) -> f32 {
+    let in_flight = view.in_flight[place];
+    let limit = view.slots_limit[place];
+    let ahead = view.prefill_tokens[place] * view.prefill_s_per_token[place];
+    let over = (in_flight + 1.0 - limit).max(0.0);
+    let queue = if over > 0.0 { over / limit.max(1.0) * view.service_s[place].max(slowdown_s) } else { 0.0 };
+    ahead + queue + in_flight.min(limit) * slowdown_s
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{build, pick};
+    use super::*;
+    use crate::config::PolicyName;
+    use crate::id::ReplicaSlot;
+    use std::time::Duration;
+
+    fn config() -> PolicyConfig {
+        PolicyConfig {
+            name: PolicyName::Price,
+            weights: [3.0, 2.0, 2.0],
+            prefill_tokens_per_s: 8000.0,
+            decode_slowdown: Duration::from_millis(10),
+            reuse_bonus: 0.5,
+            spill_ratio: 1.5,
+            spill_margin: 4,
+        }
+    }
+
+    fn view(in_flight: &[f32], warm: &[f32], waiting: &[f32]) -> View {
+        let n = in_flight.len();
+        View {
+            slots: (0..n).filter_map(ReplicaSlot::from_index).collect(),
+            in_flight: in_flight.to_vec(),
+            prefill_tokens: waiting.to_vec(),
+            warm_tokens: warm.to_vec(),
+            slots_limit: vec![f32::INFINITY; n],
+            service_s: vec![0.0; n],
+            base_s: vec![0.0; n],
+            prefill_s_per_token: vec![1.25e-4; n],
+            resident_blocks: vec![0.0; n],
+            kv_usage: vec![0.0; n],
+            prompt_tokens: 2000.0,
+            affinity_key: 1,
+        }
+    }
+
+    fn best(view: &View) -> usize {
+        let policy = build(&config());
+        let mut costs = vec![0.0; view.len()];
+        let mut rng = fastrand::Rng::with_seed(5);
+        policy.cost(view, &mut rng, &mut costs);
+        pick(&costs, &mut rng).unwrap().best
+    }
+
+    #[test]
+    fn a_warm_replica_wins_until_waiting_costs_more() {
+        assert_eq!(best(&view(&[1.0, 0.0], &[1900.0, 0.0], &[0.0, 0.0])), 0);
+        assert_eq!(best(&view(&[1.0, 0.0], &[1900.0, 0.0], &[9000.0, 0.0])), 1);
+    }
+
+    #[test]
+    fn a_burst_on_a_cold_prefix_stays_together() {
+        // The first of the burst is being prefilled at 0: its blocks are on record there already.
+        assert_eq!(best(&view(&[1.0, 0.0], &[2000.0, 0.0], &[2000.0, 0.0])), 0);
+    }
+
+    #[test]
+    fn a_hot_prefix_spills() {
+        let warm = [2000.0, 0.0, 0.0, 0.0];
+        assert_eq!(best(&view(&[4.0, 0.0, 0.0, 0.0], &warm, &[0.0; 4])), 0);
+        assert_ne!(best(&view(&[12.0, 1.0, 1.0, 1.0], &warm, &[0.0; 4])), 0);
+    }
+
+    #[test]
+    fn a_full_engine_queues() {
+        let mut view = view(&[4.0, 0.0], &[2000.0, 0.0], &[0.0, 0.0]);
+        view.slots_limit = vec![4.0, 4.0];
+        view.service_s = vec![3.0, 3.0];
+        assert_eq!(best(&view), 1);
+    }
+
+    #[test]
+    fn cold_prompts_go_where_the_cache_is_emptier() {
+        let mut view = view(&[0.0, 0.0], &[0.0, 0.0], &[0.0, 0.0]);
+        view.resident_blocks = vec![40.0, 10.0];
+        assert_eq!(best(&view), 1);
+    }
+}
