@@ -1,0 +1,318 @@
+//! The request path, in the order it runs. Read this first.
+//!
+//! ```text
+//! parse → fingerprint → price → pick → (forward, stream: edge) → learn
+//! ```
+//!
+//! [`Decider::decide`] is one synchronous call of a few microseconds: no I/O, no clock, no lock, and in steady state no
+//! allocation. Each step takes what the step before produced: a body becomes a [`Request`], that a fingerprint, that a
+//! view of the pool's replicas with their warm depth, that a [`Placement`]. The edge forwards and calls back:
+//! [`Decider::place_again`] to try elsewhere, [`Shared::confirm`] or [`Shared::retract`] once the outcome is known,
+//! and the `learn_*` functions with what the answer taught.
+
+mod choice;
+mod shared;
+
+pub use choice::{Choice, Decision, Reason};
+pub use shared::{Shared, SharedConfig, Snapshot, TokenRatios};
+
+use crate::clock::Now;
+use crate::config::Config;
+use crate::fleet::{NoPool, Pool};
+use crate::id::{BlockHash, DecisionId, PoolId, ReplicaSlot};
+use crate::load::Flight;
+use crate::parse::{Api, ParseLimits, Parser, Request};
+use crate::policy::{View, pick};
+use crate::prefix::BLOCK_BYTES;
+use crate::prefix::index::WarmDepths;
+use crate::reject::{BodyFault, Reject};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Most attempts at one request, and so the most replicas it remembers to avoid.
+pub const ATTEMPTS_MAX: usize = 10;
+/// Chains kept for reuse by one shard.
+const SPARE_CHAINS: usize = 1024;
+/// A chain with room for more blocks than this is not kept (it came from a prompt of over 4 MiB).
+const SPARE_CHAIN_BLOCKS: usize = 16 * 1024;
+
+/// What headers say of a request, as far as placing it goes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hints<'h> {
+    /// Conversation the request belongs to.
+    pub session: Option<&'h str>,
+}
+
+/// Where a request goes, and all that must be remembered until it ends.
+#[derive(Debug)]
+pub struct Placement {
+    /// Where, and why.
+    pub decision: Decision,
+    /// The client wants server-sent events.
+    pub stream: bool,
+    /// Most output tokens the client wants.
+    pub output_tokens_max: Option<u32>,
+    /// Where the model's name stands in the body; empty when it has none.
+    pub model_span: Range<u32>,
+    chain: Vec<BlockHash>,
+    tried: [ReplicaSlot; ATTEMPTS_MAX],
+    attempts: usize,
+    affinity_key: u64,
+    /// Blocks the chosen replica held before.
+    held_blocks: usize,
+    retractions_before: u32,
+    tokens_ahead: u64,
+}
+
+impl Placement {
+    /// Attempts so far, this one among them.
+    #[must_use]
+    pub const fn attempts(&self) -> usize {
+        self.attempts
+    }
+
+    fn tried(&self) -> &[ReplicaSlot] {
+        self.tried.get(..self.attempts).unwrap_or_default()
+    }
+
+    /// Uncached prompt tokens that stood before the first output token when it was placed.
+    #[must_use]
+    pub const fn tokens_ahead(&self) -> u64 {
+        self.tokens_ahead
+    }
+}
+
+/// One shard's decision maker: scratch memory and a random generator. Not shared.
+#[derive(Debug)]
+pub struct Decider {
+    parser: Parser,
+    depths: WarmDepths,
+    view: View,
+    costs: Vec<f32>,
+    chain: Vec<BlockHash>,
+    spare_chains: Vec<Vec<BlockHash>>,
+    rng: fastrand::Rng,
+    next_id: u64,
+    id_step: u64,
+}
+
+impl Decider {
+    /// The decision maker of shard `shard` of `shards`; `seed` makes its choices repeatable.
+    #[must_use]
+    pub fn new(config: &Config, slots_max: usize, shard: u64, shards: u64, seed: u64) -> Self {
+        let limits = ParseLimits { depth: config.limits.json_depth, elements: config.limits.json_values };
+        Self {
+            parser: Parser::new(limits),
+            depths: WarmDepths::new(slots_max),
+            view: View::default(),
+            costs: Vec::new(),
+            chain: Vec::new(),
+            spare_chains: Vec::new(),
+            rng: fastrand::Rng::with_seed(seed),
+            next_id: shard,
+            id_step: shards.max(1),
+        }
+    }
+
+    /// Decides where `body` runs: parse → fingerprint → price → pick. The placement is on record at once, so that a
+    /// second request with the same cold prefix, a microsecond later, already finds it warm.
+    ///
+    /// # Errors
+    /// [`Reject`]: a bad body, an unknown model, or no replica that can take it.
+    pub fn decide(
+        &mut self,
+        shared: &Shared,
+        snapshot: &Snapshot,
+        api: Api,
+        body: &[u8],
+        hints: Hints<'_>,
+        now: Now,
+    ) -> Result<Placement, Reject> {
+        let mut placement = self.consider(shared, snapshot, api, body, hints, now)?;
+        shared.record(&mut placement);
+        Ok(placement)
+    }
+
+    /// As [`Self::decide`], but leaves no trace: for `explain`.
+    ///
+    /// # Errors
+    /// As [`Self::decide`].
+    pub fn consider(
+        &mut self,
+        shared: &Shared,
+        snapshot: &Snapshot,
+        api: Api,
+        body: &[u8],
+        hints: Hints<'_>,
+        now: Now,
+    ) -> Result<Placement, Reject> {
+        let request = self.parser.parse(api, body)?;
+        let pool = pool_of(snapshot, &request)?;
+        let affinity_key = fingerprint(shared, pool, &request, hints, &mut self.chain);
+        let prompt_bytes = request.prompt.bytes().len();
+        let (stream, output_tokens_max, model_span) =
+            (request.stream, request.output_tokens_max, request.model_span.clone());
+        let pool = pool.id;
+        let mut placement = self.place(shared, snapshot, api, pool, affinity_key, prompt_bytes, now)?;
+        placement.stream = stream;
+        placement.output_tokens_max = output_tokens_max;
+        placement.model_span = model_span;
+        Ok(placement)
+    }
+
+    /// Prices and picks for the prompt whose chain is in `self.chain`.
+    #[expect(clippy::too_many_arguments, reason = "one caller a kind of request; a struct would only rename them")]
+    fn place(
+        &mut self,
+        shared: &Shared,
+        snapshot: &Snapshot,
+        api: Api,
+        pool: PoolId,
+        affinity_key: u64,
+        prompt_bytes: usize,
+        now: Now,
+    ) -> Result<Placement, Reject> {
+        let id = DecisionId(self.next_id);
+        self.next_id = self.next_id.wrapping_add(self.id_step);
+        let prompt_tokens = if api.leaves_cache() { snapshot.ratios.tokens(pool, prompt_bytes) } else { 0.0 };
+        let mut placement = Placement {
+            decision: Decision::new(id, api, pool, now, prompt_bytes, prompt_tokens),
+            stream: false,
+            output_tokens_max: None,
+            model_span: 0..0,
+            chain: Vec::new(),
+            tried: [ReplicaSlot(0); ATTEMPTS_MAX],
+            attempts: 0,
+            affinity_key,
+            held_blocks: 0,
+            retractions_before: 0,
+            tokens_ahead: 0,
+        };
+        let chain = std::mem::take(&mut self.chain);
+        let picked = self.price_and_pick(shared, snapshot, &chain, &mut placement, now);
+        if let Err(reject) = picked {
+            self.chain = chain;
+            return Err(reject);
+        }
+        self.chain = self.spare_chains.pop().unwrap_or_default();
+        placement.chain = chain;
+        Ok(placement)
+    }
+
+    /// Decides by load alone, for paths that are not inference routes: any replica may take it.
+    ///
+    /// # Errors
+    /// [`Reject::NoReplica`].
+    pub fn place_blind(&mut self, shared: &Shared, snapshot: &Snapshot, now: Now) -> Result<Placement, Reject> {
+        let pool = snapshot.fleet.pools.iter().max_by_key(|pool| pool.members.len()).ok_or(Reject::NoReplica)?;
+        self.chain.clear();
+        let affinity_key = self.rng.u64(..);
+        self.place(shared, snapshot, Api::Passthrough, pool.id, affinity_key, 0, now)
+    }
+
+    /// Places a request that failed where it was once more, at a replica it has not tried.
+    ///
+    /// # Errors
+    /// [`Reject::NoReplica`] when there is none left.
+    pub fn place_again(
+        &mut self,
+        shared: &Shared,
+        snapshot: &Snapshot,
+        placement: &mut Placement,
+        now: Now,
+    ) -> Result<(), Reject> {
+        let chain = std::mem::take(&mut placement.chain);
+        let picked = self.price_and_pick(shared, snapshot, &chain, placement, now);
+        placement.chain = chain;
+        picked?;
+        shared.record(placement);
+        Ok(())
+    }
+
+    /// Takes a finished placement's memory back for the next request.
+    pub fn recycle(&mut self, mut placement: Placement) {
+        let chain = std::mem::take(&mut placement.chain);
+        if self.spare_chains.len() < SPARE_CHAINS && chain.capacity() <= SPARE_CHAIN_BLOCKS {
+            self.spare_chains.push(chain);
+        }
+    }
+
+    /// Prices every replica of the pool that may take the request, and picks one into `placement`.
+    fn price_and_pick(
+        &mut self,
+        shared: &Shared,
+        snapshot: &Snapshot,
+        chain: &[BlockHash],
+        placement: &mut Placement,
+        now: Now,
+    ) -> Result<(), Reject> {
+        let pool = pool_by_id(snapshot, placement.decision.pool).ok_or(Reject::NoReplica)?;
+        shared.index.lookup(chain, &mut self.depths);
+        self.view.prompt_tokens = placement.decision.prompt_tokens;
+        self.view.affinity_key = placement.affinity_key;
+        choice::fill_view(&mut self.view, shared, snapshot, pool, &self.depths, placement, now);
+        self.costs.clear();
+        self.costs.resize(self.view.len(), 0.0);
+        snapshot.policy.cost(&self.view, &mut self.rng, &mut self.costs);
+        let pick = pick(&self.costs, &mut self.rng).ok_or(Reject::NoReplica)?;
+        choice::note(placement, &self.view, &self.costs, pick, snapshot);
+        placement.held_blocks = self.depths.get(placement.decision.chosen.slot) as usize;
+        Ok(())
+    }
+}
+
+/// The pool that serves the request's model.
+fn pool_of<'s>(snapshot: &'s Snapshot, request: &Request<'_>) -> Result<&'s Pool, Reject> {
+    snapshot.fleet.pool_for(request.model).map_err(|none| match none {
+        NoPool::ModelNeeded => Reject::Body(BodyFault::Missing { field: "model" }),
+        NoPool::Unknown => Reject::UnknownModel,
+        NoPool::Empty => Reject::NoReplica,
+    })
+}
+
+fn pool_by_id(snapshot: &Snapshot, pool: PoolId) -> Option<&Pool> {
+    snapshot.fleet.pools.get(usize::from(pool.0))
+}
+
+/// Hashes the prompt into `chain`, and returns the key that keeps a session together.
+///
+/// The first hash takes in all that separates caches: the model, the adapter, the salt, and whether the prompt is text or
+/// token ids. Requests that leave nothing reusable (token counts) have no chain.
+fn fingerprint(
+    shared: &Shared,
+    pool: &Pool,
+    request: &Request<'_>,
+    hints: Hints<'_>,
+    chain: &mut Vec<BlockHash>,
+) -> u64 {
+    let model = if pool.is_wildcard() { request.model.unwrap_or_default() } else { &pool.model };
+    let kind: &[u8] = match request.prompt {
+        crate::parse::Prompt::Text(_) => b"text",
+        crate::parse::Prompt::Tokens(_) => b"tokens",
+    };
+    let served = pool.served_as.as_deref().unwrap_or(model);
+    let root = shared.hasher.root(&[
+        kind,
+        served.as_bytes(),
+        request.adapter.unwrap_or_default().as_bytes(),
+        request.cache_salt.unwrap_or_default().as_bytes(),
+    ]);
+    let prompt = request.prompt.bytes();
+    chain.clear();
+    if request.api.leaves_cache() {
+        shared.hasher.chain(root, prompt, chain);
+    }
+    if let Some(session) = hints.session.or(request.session) {
+        return shared.hasher.root(&[b"session", session.as_bytes()]);
+    }
+    match chain.first() {
+        Some(first) => first.0,
+        None => shared.hasher.root(&[b"prompt", prompt.get(..BLOCK_BYTES).unwrap_or(prompt)]),
+    }
+}
+
+/// Starts counting `placement` as in flight where it was placed.
+#[must_use]
+pub fn start_flight(shared: &Arc<Shared>, placement: &Placement) -> Flight {
+    Flight::start(&shared.load, placement.decision.chosen.slot, placement.decision.chosen.uncached_tokens())
+}

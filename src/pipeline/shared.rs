@@ -1,0 +1,222 @@
+//! What all shards share ([`Shared`]: columns with one cell a replica, the prefix index), and what they read but never
+//! change ([`Snapshot`]: one configuration with its fleet and policy, swapped whole at a reload).
+
+use super::Placement;
+use crate::config::Config;
+use crate::fleet::{Fleet, Membership};
+use crate::health::HealthColumns;
+use crate::id::{PoolId, ReplicaSlot};
+use crate::learn::{LearnedRates, Rates, Sample, TokenRatio};
+use crate::load::LoadColumns;
+use crate::policy::{self, Policy};
+use crate::prefix::BLOCK_BYTES;
+use crate::prefix::hash::PrefixHasher;
+use crate::prefix::index::PrefixIndex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// Sizes that are fixed for the life of the process.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedConfig {
+    /// Cells in every column.
+    pub slots_max: usize,
+    /// Memory of the prefix index, bytes.
+    pub index_bytes: usize,
+    /// Key of the prefix hash. Random in production, so that no tenant can craft collisions; fixed in tests.
+    pub hash_key: [u8; 32],
+    /// Rates before anything is learned.
+    pub prior: Rates,
+}
+
+/// State that all shards read and write without locks.
+#[derive(Debug)]
+pub struct Shared {
+    /// Which replica holds which prefix.
+    pub index: PrefixIndex,
+    /// The keyed hash.
+    pub hasher: PrefixHasher,
+    /// What is in flight where.
+    pub load: Arc<LoadColumns>,
+    /// Who is ejected.
+    pub health: HealthColumns,
+    /// What a token costs where.
+    pub rates: LearnedRates,
+    retractions: Box<[AtomicU32]>,
+}
+
+impl Shared {
+    /// Allocates everything.
+    ///
+    /// # Errors
+    /// When the index's memory cannot be had.
+    pub fn new(config: &SharedConfig) -> std::io::Result<Self> {
+        let slots = config.slots_max;
+        Ok(Self {
+            index: PrefixIndex::new(config.index_bytes, slots)?,
+            hasher: PrefixHasher::from_key(config.hash_key),
+            load: Arc::new(LoadColumns::new(slots)),
+            health: HealthColumns::new(slots),
+            rates: LearnedRates::new(slots, config.prior),
+            retractions: (0..slots).map(|_| AtomicU32::new(0)).collect(),
+        })
+    }
+
+    /// Forgets what was known of the slots that changed hands.
+    pub fn apply(&self, change: &Membership, snapshot: &Snapshot) {
+        for &slot in change.joined.iter().chain(&change.left) {
+            self.index.forget(slot);
+            self.health.reset(slot);
+            let configured = snapshot.fleet.replica(slot).and_then(|replica| replica.config.prefill_tokens_per_s);
+            self.rates.reset(slot, configured);
+        }
+        for replica in &snapshot.fleet.replicas {
+            self.index.set_capacity(replica.slot, snapshot.limits(replica.slot).kv_blocks as u64);
+        }
+    }
+
+    /// Puts the prompt on record where it was placed.
+    pub(super) fn record(&self, placement: &mut Placement) {
+        let slot = placement.decision.chosen.slot;
+        placement.retractions_before = self.retractions(slot);
+        self.index.record(slot, &placement.chain);
+    }
+
+    /// The replica computed the prompt. What another request's failure took back meanwhile is put on record again.
+    pub fn confirm(&self, placement: &Placement) {
+        let slot = placement.decision.chosen.slot;
+        if self.retractions(slot) != placement.retractions_before {
+            self.index.record(slot, &placement.chain);
+        }
+    }
+
+    /// The request failed where it was placed: what it put on record there is taken back.
+    pub fn retract(&self, placement: &Placement) {
+        let (slot, held) = (placement.decision.chosen.slot, placement.held_blocks);
+        if held < placement.chain.len() {
+            self.index.retract(slot, &placement.chain, held);
+            if let Some(cell) = self.retractions.get(slot.index()) {
+                cell.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    fn retractions(&self, slot: ReplicaSlot) -> u32 {
+        self.retractions.get(slot.index()).map_or(0, |cell| cell.load(Relaxed))
+    }
+
+    /// Learns from how long an answer took.
+    pub fn learn_time(&self, placement: &Placement, output_tokens: f64, seconds: f64) {
+        #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^52")]
+        let tokens_ahead = placement.tokens_ahead as f64;
+        self.rates.learn(placement.decision.chosen.slot, Sample { tokens_ahead, output_tokens, seconds });
+    }
+
+    /// Learns from the engine's own count of prompt tokens.
+    pub fn learn_tokens(&self, snapshot: &Snapshot, placement: &Placement, prompt_tokens: u64) {
+        let pool = placement.decision.pool;
+        if let Some(ratio) = snapshot.ratios.get(pool) {
+            ratio.learn(u64::from(placement.decision.prompt_bytes), prompt_tokens);
+            let slot = placement.decision.chosen.slot;
+            let blocks = snapshot.kv_tokens(slot) * ratio.bytes_per_token() / BLOCK_BYTES as f64;
+            self.index.set_capacity(slot, blocks as u64);
+        }
+    }
+}
+
+/// Bytes per token of every pool of one snapshot; the cells outlive snapshots.
+#[derive(Clone, Debug, Default)]
+pub struct TokenRatios {
+    by_pool: Vec<Arc<TokenRatio>>,
+    by_model: HashMap<String, Arc<TokenRatio>>,
+}
+
+impl TokenRatios {
+    /// The cells for the pools of `fleet`, taking over what `self` learned of the same models.
+    #[must_use]
+    pub fn rebuilt(&self, fleet: &Fleet) -> Self {
+        let mut next = Self::default();
+        for pool in &fleet.pools {
+            let ratio = self.by_model.get(&pool.model).cloned().unwrap_or_default();
+            next.by_pool.push(Arc::clone(&ratio));
+            next.by_model.insert(pool.model.clone(), ratio);
+        }
+        next
+    }
+
+    /// The cell of `pool`.
+    #[must_use]
+    pub fn get(&self, pool: PoolId) -> Option<&TokenRatio> {
+        self.by_pool.get(usize::from(pool.0)).map(AsRef::as_ref)
+    }
+
+    /// Tokens that `bytes` of prompt make in `pool`, estimated.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate of 7 digits")]
+    pub fn tokens(&self, pool: PoolId, bytes: usize) -> f32 {
+        let ratio = self.get(pool).map_or(4.0, TokenRatio::bytes_per_token);
+        (bytes as f64 / ratio) as f32
+    }
+}
+
+/// Limits of one replica in the units that prices use.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Requests it runs at once; infinite when unknown.
+    pub slots: f32,
+    /// Prefix blocks its cache holds.
+    pub kv_blocks: f32,
+}
+
+/// One configuration, resolved and at work. Never changes; a reload makes a new one.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// What was configured.
+    pub config: Config,
+    /// Replicas and pools.
+    pub fleet: Fleet,
+    /// The policy.
+    pub policy: Box<dyn Policy>,
+    /// Bytes per token by pool.
+    pub ratios: TokenRatios,
+    limits: Vec<Limits>,
+}
+
+impl Snapshot {
+    /// Puts `config` and `fleet` to work; `ratios` are those of the snapshot before, or empty.
+    #[must_use]
+    pub fn new(config: Config, fleet: Fleet, ratios: &TokenRatios) -> Self {
+        let ratios = ratios.rebuilt(&fleet);
+        let policy = policy::build(&config.policy);
+        let mut snapshot = Self { config, fleet, policy, ratios, limits: Vec::new() };
+        let last = snapshot.fleet.replicas.iter().map(|replica| replica.slot.index() + 1).max().unwrap_or(0);
+        snapshot.limits = (0..last).filter_map(ReplicaSlot::from_index).map(|slot| snapshot.limits_of(slot)).collect();
+        snapshot
+    }
+
+    /// Limits of `slot`.
+    #[inline]
+    #[must_use]
+    pub fn limits(&self, slot: ReplicaSlot) -> Limits {
+        self.limits.get(slot.index()).copied().unwrap_or(Limits { slots: f32::INFINITY, kv_blocks: 1.0 })
+    }
+
+    /// Tokens the KV cache of `slot` holds, configured or assumed.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    pub fn kv_tokens(&self, slot: ReplicaSlot) -> f64 {
+        let configured = self.fleet.replica(slot).and_then(|replica| replica.config.kv_tokens);
+        configured.unwrap_or(self.config.index.kv_tokens_default) as f64
+    }
+
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "estimates of 7 digits")]
+    fn limits_of(&self, slot: ReplicaSlot) -> Limits {
+        let slots = self.fleet.replica(slot).and_then(|replica| replica.config.slots);
+        let pool = self.fleet.pools.iter().find(|pool| pool.members.contains(&slot)).map(|pool| pool.id);
+        let ratio = pool.and_then(|pool| self.ratios.get(pool)).map_or(4.0, TokenRatio::bytes_per_token);
+        Limits {
+            slots: slots.map_or(f32::INFINITY, |n| n as f32),
+            kv_blocks: (self.kv_tokens(slot) * ratio / BLOCK_BYTES as f64).max(1.0) as f32,
+        }
+    }
+}
