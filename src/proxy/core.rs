@@ -1,0 +1,112 @@
+//! What all shards and the control thread share: the clock, the pipeline's state, the snapshot in force, addresses,
+//! metrics, and how much is open.
+
+use crate::clock::Clock;
+use crate::id::ReplicaSlot;
+use crate::pipeline::{Shared, Snapshot};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::record::Ring;
+use arc_swap::ArcSwap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+/// Where each replica is, by slot; replaced whole when a name resolves anew.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
+    by_slot: Vec<Option<SocketAddr>>,
+}
+
+impl Addresses {
+    /// The table of `entries`.
+    #[must_use]
+    pub fn new(entries: impl IntoIterator<Item = (ReplicaSlot, SocketAddr)>) -> Self {
+        let mut by_slot = Vec::new();
+        for (slot, address) in entries {
+            if by_slot.len() <= slot.index() {
+                by_slot.resize(slot.index() + 1, None);
+            }
+            by_slot[slot.index()] = Some(address);
+        }
+        Self { by_slot }
+    }
+
+    /// The address of `slot`, once its name has resolved.
+    #[must_use]
+    pub fn get(&self, slot: ReplicaSlot) -> Option<SocketAddr> {
+        self.by_slot.get(slot.index()).copied().flatten()
+    }
+}
+
+/// The process's shared state.
+#[derive(Debug)]
+pub struct Core {
+    /// The one clock.
+    pub clock: Clock,
+    /// The pipeline's columns and index.
+    pub shared: Arc<Shared>,
+    /// What is in force; read once a request.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// Where replicas are.
+    pub addresses: ArcSwap<Addresses>,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// The last decisions of each shard.
+    pub rings: Vec<Arc<Ring>>,
+    /// Cells in every column.
+    pub slots_max: usize,
+    /// True once the process is stopping: `/readyz` says so.
+    pub stopping: AtomicBool,
+    /// The last reload's error, for `/config`.
+    pub reload_error: ArcSwap<Option<String>>,
+    connections: AtomicU64,
+    requests: AtomicU64,
+}
+
+/// Counts something as open until it is dropped.
+#[derive(Debug)]
+pub struct Open<'c>(&'c AtomicU64);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Core {
+    /// Puts the pieces together.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, snapshot: Snapshot, slots_max: usize, shards: usize, clock: Clock) -> Self {
+        Self {
+            clock,
+            metrics: Metrics::new(),
+            rings: (0..shards).map(|_| Arc::new(Ring::default())).collect(),
+            addresses: ArcSwap::default(),
+            snapshot: ArcSwap::from_pointee(snapshot),
+            reload_error: ArcSwap::default(),
+            shared,
+            slots_max,
+            stopping: AtomicBool::new(false),
+            connections: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a client connection as open.
+    pub fn open_connection(&self) -> Open<'_> {
+        self.connections.fetch_add(1, Relaxed);
+        Open(&self.connections)
+    }
+
+    /// Counts a request as open.
+    pub fn open_request(&self) -> Open<'_> {
+        self.requests.fetch_add(1, Relaxed);
+        Open(&self.requests)
+    }
+
+    /// Client connections and requests open now.
+    #[must_use]
+    pub fn open(&self) -> (u64, u64) {
+        (self.connections.load(Relaxed), self.requests.load(Relaxed))
+    }
+}

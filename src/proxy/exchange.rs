@@ -1,0 +1,335 @@
+//! One request at the edge, from its head to its record: read the body, let the pipeline decide, forward, relay, and
+//! tell the pipeline what came of it.
+
+use super::body::{self, Body, BodyLimits};
+use super::forward::{self, Answer, Failure, Outbound};
+use super::relay::{End, Relay, Seen};
+use super::respond::{self, Dialect};
+use super::shard::Shard;
+use super::{headers, route};
+use crate::clock::Now;
+use crate::parse::{AnswerReader, Api, Usage, splice_model};
+use crate::pipeline::{self, Hints, Placement, Snapshot};
+use crate::reject::Reject;
+use crate::telemetry::record::{Ending, Record};
+use pingora_core::protocols::http::ServerSession;
+use pingora_http::ResponseHeader;
+use std::sync::Arc;
+
+/// Header with a decision as compact JSON, on request.
+const DECISION_HEADER: &str = "x-emberlane-decision";
+
+/// What became of a request, for its record.
+struct Outcome {
+    placement: Option<Placement>,
+    status: u16,
+    reject: Option<Reject>,
+    seen: Option<Seen>,
+    /// The client's connection can take another request.
+    reusable: bool,
+}
+
+impl Outcome {
+    const fn rejected(placement: Option<Placement>, reject: Reject, reusable: bool) -> Self {
+        Self { placement, status: reject.status(), reject: Some(reject), seen: None, reusable }
+    }
+}
+
+/// One request of one client.
+pub(super) struct Exchange<'e> {
+    pub(super) shard: &'e Shard,
+    pub(super) session: &'e mut ServerSession,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) api: Api,
+    pub(super) dialect: Dialect,
+    pub(super) started: Now,
+}
+
+impl Exchange<'_> {
+    /// Serves the request. Returns whether the client's connection can take another.
+    pub(super) async fn serve(mut self) -> bool {
+        let outcome = self.answer().await;
+        let reusable = outcome.reusable;
+        self.record(outcome);
+        reusable
+    }
+
+    async fn answer(&mut self) -> Outcome {
+        let limits = BodyLimits {
+            bytes: self.snapshot.config.limits.body_bytes,
+            in_memory: self.snapshot.config.limits.body_bytes_in_flight,
+            deadline: self.snapshot.config.timeouts.body,
+        };
+        let body = match body::read(self.session, &self.shard.body_memory, limits).await {
+            Ok(body) => body,
+            Err(reject) => return self.refuse_unread(reject).await,
+        };
+        let placement = match self.decide(&body) {
+            Ok(placement) => placement,
+            Err(reject) => {
+                let reusable = respond::reject(self.session, self.dialect, reject).await;
+                return Outcome::rejected(None, reject, reusable);
+            }
+        };
+        let body = self.rewritten(body, &placement);
+        self.forward(placement, body).await
+    }
+
+    async fn refuse_unread(&mut self, reject: Reject) -> Outcome {
+        if reject != Reject::ClientClosed {
+            self.session.set_keepalive(None);
+            respond::reject(self.session, self.dialect, reject).await;
+            body::linger(self.session).await;
+        }
+        Outcome::rejected(None, reject, false)
+    }
+
+    fn decide(&self, body: &Body) -> Result<Placement, Reject> {
+        let request_headers = &self.session.req_header().headers;
+        let hints = Hints {
+            session: headers::first(request_headers, &route::SESSION_HEADERS),
+        };
+        let core = &self.shard.core;
+        let before = core.clock.now();
+        let mut decider = self.shard.decider.lock();
+        let placed = match self.api {
+            Api::Passthrough => decider.place_blind(&core.shared, &self.snapshot, before),
+            api => decider.decide(&core.shared, &self.snapshot, api, &body.bytes, hints, before),
+        };
+        drop(decider);
+        self.shard.metrics.decide.observe(core.clock.now().seconds_since(before));
+        placed
+    }
+
+    /// The body as the replica shall see it: the client's bytes, with another model name where one is configured.
+    fn rewritten(&self, mut body: Body, placement: &Placement) -> Body {
+        let pool = self.snapshot.fleet.pools.get(usize::from(placement.decision.pool.0));
+        if let Some(served_as) = pool.and_then(|pool| pool.served_as.as_deref())
+            && !placement.model_span.is_empty()
+        {
+            body.bytes = splice_model(&body.bytes, placement.model_span.clone(), served_as);
+        }
+        body
+    }
+
+    /// Tries replicas until one answers, then relays its answer.
+    async fn forward(&mut self, mut placement: Placement, body: Body) -> Outcome {
+        self.shard.budget.lock().deposit(&self.snapshot.config.retry, self.started);
+        loop {
+            let flight = pipeline::start_flight(&self.shard.core.shared, &placement);
+            let sent_at = self.shard.core.clock.now();
+            let tried = self.attempt(&placement, &body).await;
+            let shared = &self.shard.core.shared;
+            let failure = match tried {
+                None => {
+                    shared.retract(&placement);
+                    return Outcome::rejected(Some(placement), Reject::ClientClosed, false);
+                }
+                Some(Ok(answer)) => {
+                    let status = answer.head.status.as_u16();
+                    self.judge(&placement, status);
+                    if status >= 400 {
+                        shared.retract(&placement);
+                    }
+                    if retryable(status) && self.elsewhere(&mut placement) {
+                        continue;
+                    }
+                    drop(body);
+                    return self.relay(placement, answer, flight, sent_at).await;
+                }
+                Some(Err(failure)) => failure,
+            };
+            self.shard.metrics.upstream_failures.with_label_values(&[failure.reject.code()]).inc();
+            self.note_failure(&placement);
+            shared.retract(&placement);
+            drop(flight);
+            if !failure.elsewhere || !self.elsewhere(&mut placement) {
+                let reusable = respond::reject(self.session, self.dialect, failure.reject).await;
+                return Outcome::rejected(Some(placement), failure.reject, reusable);
+            }
+        }
+    }
+
+    /// One attempt; `None` when the client left meanwhile.
+    async fn attempt(&mut self, placement: &Placement, body: &Body) -> Option<Result<Answer, Failure>> {
+        let slot = placement.decision.chosen.slot;
+        let Some((replica, address)) =
+            self.snapshot.fleet.replica(slot).zip(self.shard.core.addresses.load().get(slot))
+        else {
+            return Some(Err(Failure { reject: Reject::UpstreamConnect, elsewhere: true }));
+        };
+        let head = self.session.req_header().clone();
+        let has_body = !body.bytes.is_empty() || head.method == http::Method::POST;
+        let outbound = Outbound {
+            head: &head,
+            body: has_body.then_some(&body.bytes),
+            authority: &replica.authority,
+            address,
+        };
+        let attempt = forward::attempt(&self.shard.connector, &outbound, &self.snapshot.config.timeouts);
+        tokio::select! {
+            biased;
+            tried = attempt => Some(tried),
+            _left = self.session.read_body_or_idle(true) => None,
+        }
+    }
+
+    /// Moves the request to another replica, if attempts, budget and fleet allow it.
+    fn elsewhere(&self, placement: &mut Placement) -> bool {
+        let retry = &self.snapshot.config.retry;
+        if placement.attempts() >= usize::from(retry.attempts).min(pipeline::ATTEMPTS_MAX) {
+            return false;
+        }
+        let now = self.shard.core.clock.now();
+        if !self.shard.budget.lock().withdraw(retry, now) {
+            self.shard.metrics.retries_refused.inc();
+            return false;
+        }
+        let moved =
+            self.shard.decider.lock().place_again(&self.shard.core.shared, &self.snapshot, placement, now).is_ok();
+        if moved {
+            self.shard.metrics.retries.inc();
+        }
+        moved
+    }
+
+    /// What a status says of the replica: overload and the client's own errors say nothing bad.
+    fn judge(&self, placement: &Placement, status: u16) {
+        match status {
+            500.. => self.note_failure(placement),
+            429 => {}
+            _ => self.shard.core.shared.health.succeeded(placement.decision.chosen.slot),
+        }
+    }
+
+    fn note_failure(&self, placement: &Placement) {
+        let core = &self.shard.core;
+        let slot = placement.decision.chosen.slot;
+        let peers = self.snapshot.fleet.pools.get(usize::from(placement.decision.pool.0));
+        let peers = peers.map_or(&[][..], |pool| &pool.members);
+        if core.shared.health.failed(slot, peers, &self.snapshot.config.ejection, core.clock.now()) {
+            let replica = self.snapshot.fleet.replica(slot).map_or("?", |replica| &replica.config.id);
+            tracing::warn!(replica, "replica ejected: it keeps failing");
+            self.shard.metrics.ejections.inc();
+        }
+    }
+
+    async fn relay(
+        &mut self,
+        placement: Placement,
+        answer: Answer,
+        mut flight: crate::load::Flight,
+        sent_at: Now,
+    ) -> Outcome {
+        let status = answer.head.status.as_u16();
+        let is_stream = is_event_stream(&answer.head);
+        let head = match self.client_head(&placement, &answer) {
+            Ok(head) => head,
+            Err(reject) => {
+                let reusable = respond::reject(self.session, self.dialect, reject).await;
+                return Outcome::rejected(Some(placement), reject, reusable);
+            }
+        };
+        let reader = if is_stream { AnswerReader::for_stream(self.api) } else { AnswerReader::for_json(self.api) };
+        let relay = Relay {
+            shard: self.shard,
+            session: self.session,
+            flight: &mut flight,
+            reader,
+            dialect: self.dialect,
+            timeouts: &self.snapshot.config.timeouts,
+            is_stream,
+        };
+        let seen = relay.run(answer, head).await;
+        drop(flight);
+        if status < 400 {
+            self.learn(&placement, &seen, sent_at);
+        }
+        let reject = match seen.end {
+            End::Complete => None,
+            End::ClientLeft => Some(Reject::ClientClosed),
+            End::Broken(reject) => {
+                self.note_failure(&placement);
+                Some(reject)
+            }
+        };
+        let reusable = seen.end == End::Complete || (is_stream && matches!(seen.end, End::Broken(_)));
+        Outcome { placement: Some(placement), status, reject, seen: Some(seen), reusable }
+    }
+
+    fn client_head(&self, placement: &Placement, answer: &Answer) -> Result<ResponseHeader, Reject> {
+        let slot = placement.decision.chosen.slot;
+        let replica = self.snapshot.fleet.replica(slot).map_or("?", |replica| &replica.config.id);
+        let request = self.session.req_header();
+        let has_body = request.method != http::Method::HEAD && !matches!(answer.head.status.as_u16(), 204 | 304);
+        let needs_chunked = has_body
+            && !self.session.is_http2()
+            && request.version == http::Version::HTTP_11
+            && !answer.head.headers.contains_key(http::header::CONTENT_LENGTH);
+        let mut head = headers::client_response(&answer.head, replica, needs_chunked)
+            .map_err(|_| Reject::UpstreamInvalid)?;
+        if request.headers.get("x-emberlane-explain").is_some_and(|value| value.as_bytes() == b"1") {
+            let decision = crate::telemetry::record::decision_json(&placement.decision, &self.snapshot).to_string();
+            head.insert_header(DECISION_HEADER, decision).map_err(|_| Reject::UpstreamInvalid)?;
+        }
+        Ok(head)
+    }
+
+    /// Tells the pipeline what the answer taught.
+    fn learn(&self, placement: &Placement, seen: &Seen, sent_at: Now) {
+        let (shared, now) = (&self.shard.core.shared, self.shard.core.clock.now());
+        let total = now.seconds_since(sent_at);
+        if seen.end != End::Complete {
+            if seen.content_events == 0 && seen.bytes == 0 {
+                shared.retract(placement);
+            }
+            return;
+        }
+        shared.confirm(placement);
+        shared.rates.learn_service(placement.decision.chosen.slot, total);
+        if let Some(first) = seen.first_token {
+            shared.learn_time(placement, 1.0, first.seconds_since(sent_at));
+        }
+        let Usage { prompt_tokens, cached_tokens, output_tokens } = seen.usage;
+        if let (Some(tokens), true) = (output_tokens, self.api.leaves_cache()) {
+            #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^52")]
+            shared.learn_time(placement, (tokens as f64).max(1.0), total);
+        }
+        if let (Some(tokens), true) = (prompt_tokens, self.api.leaves_cache()) {
+            shared.learn_tokens(&self.snapshot, placement, tokens);
+            if let Some(cached) = cached_tokens {
+                let predicted = f64::from(placement.decision.chosen.warm_tokens);
+                self.shard.metrics.cached_tokens(predicted, cached, tokens);
+            }
+        }
+    }
+
+    /// Leaves the decision record and the metrics of a finished request.
+    fn record(&self, outcome: Outcome) {
+        let now = self.shard.core.clock.now();
+        let ending = Ending {
+            status: outcome.status,
+            reject: outcome.reject,
+            total_s: now.seconds_since(self.started),
+            ttft_s: outcome.seen.and_then(|seen| seen.first_token).map(|first| first.seconds_since(self.started)),
+            usage: outcome.seen.map(|seen| seen.usage).unwrap_or_default(),
+            attempts: outcome.placement.as_ref().map_or(0, Placement::attempts),
+        };
+        self.shard.metrics.finished(self.api, outcome.placement.as_ref().map(|p| &p.decision), &ending);
+        super::access::log(self.shard, &self.snapshot, self.api, outcome.placement.as_ref(), &ending);
+        if let Some(placement) = outcome.placement {
+            self.shard.ring.push(Record { decision: placement.decision, ending });
+            self.shard.decider.lock().recycle(placement);
+        } else {
+            self.shard.ring.refused(ending);
+        }
+    }
+}
+
+const fn retryable(status: u16) -> bool {
+    status == 429 || status >= 500
+}
+
+fn is_event_stream(head: &ResponseHeader) -> bool {
+    head.headers.get(http::header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+}

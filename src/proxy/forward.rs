@@ -1,0 +1,149 @@
+//! One attempt at one replica: connect, send the head and the body, wait for the answer's head and first bytes.
+//!
+//! The head of a good answer is held back until its first body bytes are there: an engine may send its head long before
+//! it has computed anything, and as long as the client has seen nothing the request can go elsewhere.
+
+use super::headers;
+use crate::config::TimeoutConfig;
+use crate::reject::Reject;
+use bytes::Bytes;
+use pingora_core::connectors::http::v1::Connector;
+use pingora_core::protocols::http::v1::client::HttpSession;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_error::{Error, ErrorType};
+use pingora_http::{RequestHeader, ResponseHeader};
+use std::net::SocketAddr;
+
+/// Stale pooled connections tried in a row before a failure is believed.
+const STALE_CONNECTIONS_MAX: usize = 8;
+/// Interim answers (1xx) read before the replica is held to be broken.
+const INTERIM_MAX: usize = 16;
+
+/// A replica's answer, begun.
+pub struct Answer {
+    /// The connection.
+    pub upstream: Box<HttpSession>,
+    /// Where it leads, to give it back to the pool.
+    pub peer: HttpPeer,
+    /// The answer's head.
+    pub head: Box<ResponseHeader>,
+    /// The first bytes of its body; `None` when the body is empty (or was not asked for: errors).
+    pub first: Option<Bytes>,
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer").field("status", &self.head.status).field("first", &self.first).finish()
+    }
+}
+
+/// Why an attempt came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What the client would be told.
+    pub reject: Reject,
+    /// The request may go elsewhere: nothing was answered, and waiting was not the reason.
+    pub elsewhere: bool,
+}
+
+/// What is sent.
+#[derive(Debug)]
+pub struct Outbound<'r> {
+    /// The client's head.
+    pub head: &'r RequestHeader,
+    /// The whole body; `None` when the request has none.
+    pub body: Option<&'r Bytes>,
+    /// The replica's `host:port`.
+    pub authority: &'r str,
+    /// Its address.
+    pub address: SocketAddr,
+}
+
+/// Sends one request to one replica and waits for the first bytes of its answer.
+///
+/// # Errors
+/// [`Failure`] says what happened and whether the request may go elsewhere.
+pub async fn attempt(
+    connector: &Connector,
+    outbound: &Outbound<'_>,
+    timeouts: &TimeoutConfig,
+) -> Result<Answer, Failure> {
+    let mut peer = HttpPeer::new(outbound.address, false, String::new());
+    peer.options.connection_timeout = Some(timeouts.connect);
+    peer.options.total_connection_timeout = Some(timeouts.connect);
+    peer.options.idle_timeout = Some(timeouts.upstream_idle);
+    for _stale in 0..STALE_CONNECTIONS_MAX {
+        let (mut upstream, reused) = connector.get_http_session(&peer).await.map_err(|error| unreachable(&error))?;
+        upstream.write_timeout = Some(timeouts.gap);
+        upstream.read_timeout = Some(timeouts.first_byte);
+        match exchange(&mut upstream, outbound, timeouts).await {
+            Ok((head, first)) => {
+                upstream.read_timeout = Some(timeouts.gap);
+                return Ok(Answer { upstream: Box::new(upstream), peer, head, first });
+            }
+            // The replica closed a connection that was idle in the pool, as it may: no fault of its.
+            Err(failure) if reused && failure.reject == Reject::UpstreamClosed => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    Err(Failure { reject: Reject::UpstreamClosed, elsewhere: true })
+}
+
+async fn exchange(
+    upstream: &mut HttpSession,
+    outbound: &Outbound<'_>,
+    timeouts: &TimeoutConfig,
+) -> Result<(Box<ResponseHeader>, Option<Bytes>), Failure> {
+    let head = headers::upstream_request(outbound.head, outbound.authority, outbound.body.map(Bytes::len))
+        .map_err(|_| Failure { reject: Reject::Framing, elsewhere: false })?;
+    let sent = send(upstream, head, outbound.body).await;
+    if sent.is_err() {
+        // It may have answered before it had read everything, and closed: that answer is worth reading.
+        upstream.read_timeout = Some(timeouts.connect);
+    }
+    let failed = |error: &Error| broken(error, timeouts);
+    let mut interim = 0;
+    let head = loop {
+        upstream.read_response().await.map_err(|error| failed(&error))?;
+        let head = upstream.resp_header().ok_or(Failure { reject: Reject::UpstreamInvalid, elsewhere: true })?;
+        if !head.status.is_informational() {
+            break Box::new(head.clone());
+        }
+        interim += 1;
+        if interim > INTERIM_MAX {
+            return Err(Failure { reject: Reject::UpstreamInvalid, elsewhere: true });
+        }
+    };
+    if !head.status.is_success() {
+        return Ok((head, None));
+    }
+    let first = upstream.read_body_bytes().await.map_err(|error| failed(&error))?;
+    Ok((head, first))
+}
+
+async fn send(upstream: &mut HttpSession, head: RequestHeader, body: Option<&Bytes>) -> pingora_error::Result<()> {
+    upstream.write_request_header(Box::new(head)).await?;
+    if let Some(body) = body {
+        upstream.write_body(body).await?;
+    }
+    upstream.finish_body().await?;
+    Ok(())
+}
+
+fn unreachable(_error: &Error) -> Failure {
+    Failure { reject: Reject::UpstreamConnect, elsewhere: true }
+}
+
+/// What a read error says of the replica.
+#[must_use]
+pub fn broken(error: &Error, timeouts: &TimeoutConfig) -> Failure {
+    match error.etype() {
+        ErrorType::ReadTimedout => {
+            Failure { reject: Reject::UpstreamTimeout { limit: timeouts.first_byte }, elsewhere: false }
+        }
+        ErrorType::InvalidHTTPHeader | ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd") => {
+            Failure { reject: Reject::UpstreamInvalid, elsewhere: true }
+        }
+        _ => Failure { reject: Reject::UpstreamClosed, elsewhere: true },
+    }
+}

@@ -1,0 +1,160 @@
+//! Listening sockets: bound before anything runs, so that a taken port is an error with a name; one a shard with
+//! `SO_REUSEPORT`; each under a key of its own in Pingora's table, so that a binary upgrade hands it over.
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora_core::apps::HttpServerApp;
+use pingora_core::server::{Fds, ListenFds, ShutdownWatch};
+use pingora_core::services::Service;
+use pingora_core::services::listening::Service as Listening;
+use socket2::{Domain, Socket, Type};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::IntoRawFd;
+use std::sync::Arc;
+
+/// Connections that wait to be accepted, a socket.
+const BACKLOG: i32 = 4096;
+
+/// Binds `count` sockets to `address`. With port 0 the system picks one port for all.
+///
+/// # Errors
+/// When the address cannot be bound, or another process listens there.
+pub fn bind(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+    let mut address = address;
+    if address.port() != 0 {
+        // With SO_REUSEPORT a second process would silently share the traffic: probe without it first.
+        let probe = socket(address)?;
+        probe.bind(&address.into())?;
+    }
+    let mut listeners = Vec::with_capacity(count);
+    for _ in 0..count {
+        let listener = shared(address)?;
+        address = listener.local_addr()?;
+        listeners.push(listener);
+    }
+    Ok((address, listeners))
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
+fn shared(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket(address)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Which socket of a service a listener is, across a binary upgrade.
+#[must_use]
+pub fn key(address: SocketAddr, part: &str) -> String {
+    format!("{address}#{part}")
+}
+
+/// One socket of a service.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Its key in the table of sockets.
+    pub key: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The socket; `None` to take it over from the process before.
+    pub listener: Option<TcpListener>,
+}
+
+/// A service on one thread, on sockets of its own.
+pub struct OneThread<A> {
+    name: String,
+    endpoints: Vec<Endpoint>,
+    core: Option<usize>,
+    inner: Mutex<Option<Listening<A>>>,
+}
+
+impl<A> std::fmt::Debug for OneThread<A> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OneThread").field("name", &self.name).field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
+}
+
+impl<A: HttpServerApp + Send + Sync + 'static> OneThread<A> {
+    /// Runs `app` on `endpoints`, pinned to `core` if one is given.
+    pub fn new(name: String, app: A, endpoints: Vec<Endpoint>, core: Option<usize>) -> Self {
+        let mut inner = Listening::new(name.clone(), app);
+        for endpoint in &endpoints {
+            inner.add_tcp(&endpoint.address.to_string());
+        }
+        Self { name, endpoints, core, inner: Mutex::new(Some(inner)) }
+    }
+}
+
+#[async_trait]
+impl<A: HttpServerApp + Send + Sync + 'static> Service for OneThread<A> {
+    async fn start_service(&mut self, fds: Option<ListenFds>, shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+        if let Some(core) = self.core {
+            pin(core);
+        }
+        // Pingora looks a socket up by its address, and the shards share one: each gets a table with its own socket.
+        let own = Fds::new();
+        let own: ListenFds = Arc::new(own.into());
+        for endpoint in &mut self.endpoints {
+            let inherited = fds.as_ref().and_then(|fds| fds.lock().get(&endpoint.key).copied());
+            let listener = endpoint.listener.take();
+            let fd = match (inherited, listener) {
+                (Some(fd), _) => fd,
+                (None, Some(listener)) => listener.into_raw_fd(),
+                (None, None) => match shared(endpoint.address) {
+                    Ok(listener) => listener.into_raw_fd(),
+                    Err(error) => {
+                        tracing::error!(address = %endpoint.address, %error, "cannot listen");
+                        return;
+                    }
+                },
+            };
+            if let Some(fds) = &fds {
+                fds.lock().add(endpoint.key.clone(), fd);
+            }
+            own.lock().add(endpoint.address.to_string(), fd);
+        }
+        let inner = self.inner.lock().take();
+        if let Some(mut inner) = inner {
+            Service::start_service(&mut inner, Some(own), shutdown, 1).await;
+        }
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        Some(self.endpoints.iter().map(|endpoint| endpoint.key.clone()).collect())
+    }
+}
+
+fn pin(core: usize) {
+    let mut set = nix::sched::CpuSet::new();
+    let pinned = set.set(core).and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set));
+    if let Err(error) = pinned {
+        tracing::warn!(core, %error, "cannot pin a shard to its core: it runs anywhere");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_an_error_not_a_shared_one() {
+        let (address, _held) = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        assert_eq!(bind(address, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+}

@@ -1,0 +1,150 @@
+//! A replica's answer passed to the client as it comes, chunk by chunk, and read on the way for what it teaches: when the
+//! first token came, how far apart tokens are, and what the engine says it reused.
+
+use super::forward::Answer;
+use super::respond::Dialect;
+use super::shard::Shard;
+use crate::clock::Now;
+use crate::config::TimeoutConfig;
+use crate::load::Flight;
+use crate::parse::{AnswerReader, Usage};
+use crate::reject::Reject;
+use bytes::Bytes;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::http::v1::client::HttpSession;
+use pingora_error::Error;
+use pingora_http::ResponseHeader;
+
+/// How a relay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The whole answer passed.
+    Complete,
+    /// The client left; the replica's connection is dropped, so that it stops computing.
+    ClientLeft,
+    /// The replica's answer broke off. The client was told, where the answer's framing allows it.
+    Broken(Reject),
+}
+
+/// What was seen of the answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Seen {
+    /// How it ended.
+    pub end: End,
+    /// When the first token came, for streams.
+    pub first_token: Option<Now>,
+    /// When the last one came.
+    pub last_token: Option<Now>,
+    /// Events that held content.
+    pub content_events: u64,
+    /// What the engine counted.
+    pub usage: Usage,
+    /// Body bytes passed.
+    pub bytes: u64,
+}
+
+/// The state of one relay.
+pub(super) struct Relay<'r> {
+    pub(super) shard: &'r Shard,
+    pub(super) session: &'r mut ServerSession,
+    pub(super) flight: &'r mut Flight,
+    pub(super) reader: AnswerReader,
+    pub(super) dialect: Dialect,
+    pub(super) timeouts: &'r TimeoutConfig,
+    pub(super) is_stream: bool,
+}
+
+impl Relay<'_> {
+    /// Writes `head`, then passes the body on until it ends, one way or another. The replica's connection goes back to
+    /// its pool after a whole answer, and is closed otherwise.
+    pub(super) async fn run(mut self, mut answer: Answer, head: ResponseHeader) -> Seen {
+        let mut seen =
+            Seen { end: End::ClientLeft, first_token: None, last_token: None, content_events: 0, usage: Usage::default(), bytes: 0 };
+        if self.session.write_response_header(Box::new(head)).await.is_ok() {
+            seen.end = self.pass(&mut answer, &mut seen).await;
+        }
+        seen.usage = self.reader.finish();
+        match seen.end {
+            End::Complete => {
+                let Answer { upstream, peer, .. } = answer;
+                self.shard.connector.release_http_session(*upstream, &peer, Some(self.timeouts.upstream_idle)).await;
+            }
+            End::Broken(reject) if self.is_stream => {
+                let event = self.dialect.error_event(reject);
+                // A client that is gone by now has nothing to be told.
+                let _told = self.session.write_response_body(event, true).await;
+            }
+            End::Broken(_) | End::ClientLeft => {}
+        }
+        seen
+    }
+
+    async fn pass(&mut self, answer: &mut Answer, seen: &mut Seen) -> End {
+        let mut chunk = match answer.first.take() {
+            Some(first) => Some(first),
+            None => match self.next(&mut answer.upstream).await {
+                Ok(chunk) => chunk,
+                Err(end) => return end,
+            },
+        };
+        while let Some(bytes) = chunk {
+            self.note(&bytes, seen);
+            if self.session.write_response_body(bytes, false).await.is_err() {
+                return End::ClientLeft;
+            }
+            chunk = match self.next(&mut answer.upstream).await {
+                Ok(chunk) => chunk,
+                Err(end) => return end,
+            };
+        }
+        match self.session.write_response_body(Bytes::new(), true).await {
+            Ok(()) => End::Complete,
+            Err(_gone) => End::ClientLeft,
+        }
+    }
+
+    /// The next bytes from the replica, unless the client leaves first.
+    async fn next(&mut self, upstream: &mut HttpSession) -> Result<Option<Bytes>, End> {
+        if upstream.is_body_done() {
+            return Ok(None);
+        }
+        let read = tokio::select! {
+            biased;
+            read = upstream.read_body_bytes() => read,
+            _left = self.session.read_body_or_idle(true) => return Err(End::ClientLeft),
+        };
+        read.map_err(|error| End::Broken(cut_short(&error, self.timeouts)))
+    }
+
+    fn note(&mut self, bytes: &Bytes, seen: &mut Seen) {
+        seen.bytes += bytes.len() as u64;
+        let tokens = self.reader.feed(bytes).content_events;
+        if seen.bytes == bytes.len() as u64 && !self.is_stream {
+            self.flight.prefilled();
+        }
+        if tokens == 0 {
+            return;
+        }
+        let now = self.shard.core.clock.now();
+        seen.content_events += u64::from(tokens);
+        if self.is_stream {
+            match seen.last_token {
+                None => {
+                    seen.first_token = Some(now);
+                    self.flight.prefilled();
+                }
+                Some(before) => {
+                    self.shard.metrics.inter_token.observe(now.seconds_since(before) / f64::from(tokens));
+                }
+            }
+            seen.last_token = Some(now);
+        }
+    }
+}
+
+fn cut_short(error: &Error, timeouts: &TimeoutConfig) -> Reject {
+    match super::forward::broken(error, timeouts).reject {
+        Reject::UpstreamTimeout { .. } => Reject::UpstreamTimeout { limit: timeouts.gap },
+        other => other,
+    }
+}

@@ -1,0 +1,182 @@
+//! Decision records: a ring of the last ones in each shard, written without allocation, read by people.
+
+use crate::parse::Usage;
+use crate::pipeline::{Choice, Decision, Snapshot};
+use crate::reject::Reject;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Records that one shard keeps.
+const RING: usize = 512;
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Ending {
+    /// Status the client got (499 when it left).
+    pub status: u16,
+    /// What it was told instead of an answer, or why the answer broke off.
+    pub reject: Option<Reject>,
+    /// From its head to its end, seconds.
+    pub total_s: f64,
+    /// To its first token, seconds; streams only.
+    pub ttft_s: Option<f64>,
+    /// What the engine counted.
+    pub usage: Usage,
+    /// Replicas tried.
+    pub attempts: usize,
+}
+
+/// One request: what was decided and what came of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Record {
+    /// What was decided.
+    pub decision: Decision,
+    /// What came of it.
+    pub ending: Ending,
+}
+
+/// The last records of one shard.
+#[derive(Debug, Default)]
+pub struct Ring {
+    records: Mutex<Records>,
+    missed: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Records {
+    cells: Vec<Record>,
+    refusals: Vec<Ending>,
+    next: usize,
+    next_refusal: usize,
+}
+
+impl Ring {
+    /// Adds a record, over the oldest. While somebody reads, records are counted as missed instead of waiting.
+    pub fn push(&self, record: Record) {
+        match self.records.try_lock() {
+            Some(mut records) => {
+                let next = records.next;
+                put(&mut records.cells, next, record);
+                records.next = (next + 1) % RING;
+            }
+            None => {
+                self.missed.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    /// Adds a request that was refused before it was decided.
+    pub fn refused(&self, ending: Ending) {
+        match self.records.try_lock() {
+            Some(mut records) => {
+                let next = records.next_refusal;
+                put(&mut records.refusals, next, ending);
+                records.next_refusal = (next + 1) % RING;
+            }
+            None => {
+                self.missed.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    /// The records, in no order.
+    #[must_use]
+    pub fn read(&self) -> Vec<Record> {
+        self.records.lock().cells.clone()
+    }
+
+    /// The refusals, in no order.
+    #[must_use]
+    pub fn read_refusals(&self) -> Vec<Ending> {
+        self.records.lock().refusals.clone()
+    }
+}
+
+fn put<T>(cells: &mut Vec<T>, place: usize, value: T) {
+    match cells.get_mut(place) {
+        Some(cell) => *cell = value,
+        None => {
+            if cells.capacity() == 0 {
+                cells.reserve_exact(RING);
+            }
+            cells.push(value);
+        }
+    }
+}
+
+/// A decision as JSON, with replicas by name and the reason in words.
+#[must_use]
+pub fn decision_json(decision: &Decision, snapshot: &Snapshot) -> Value {
+    let name = |slot| snapshot.fleet.replica(slot).map_or("(left)", |replica| replica.config.id.as_str());
+    let model = snapshot.fleet.pools.get(usize::from(decision.pool.0)).map(|pool| pool.model.as_str());
+    let choice = |choice: &Choice| {
+        json!({
+            "replica": name(choice.slot),
+            "cost": round(choice.cost, 6),
+            "wait_ms": round(choice.wait_s * 1e3, 3),
+            "prefill_ms": round(choice.prefill_s * 1e3, 3),
+            "warm_tokens": round(choice.warm_tokens, 0),
+            "in_flight": choice.in_flight,
+        })
+    };
+    json!({
+        "id": decision.id.0,
+        "api": decision.api.as_str(),
+        "model": model,
+        "policy": snapshot.config.policy.name.as_str(),
+        "reason": decision.reason.as_str(),
+        "prompt_bytes": decision.prompt_bytes,
+        "prompt_tokens": round(decision.prompt_tokens, 0),
+        "candidates": decision.candidates,
+        "chosen": choice(&decision.chosen),
+        "runner_up": decision.runner_up.as_ref().map(choice),
+        "warmest": decision.warmest.as_ref().map(choice),
+        "why": decision.explain(name),
+    })
+}
+
+/// A record as JSON; `age_ms` is how long ago it was decided.
+#[must_use]
+pub fn record_json(record: &Record, snapshot: &Snapshot, age_ms: u128) -> Value {
+    let mut value = decision_json(&record.decision, snapshot);
+    value["age_ms"] = json!(u64::try_from(age_ms).unwrap_or(u64::MAX));
+    value["outcome"] = ending_json(&record.ending);
+    value
+}
+
+/// An ending as JSON.
+#[must_use]
+pub fn ending_json(ending: &Ending) -> Value {
+    json!({
+        "status": ending.status,
+        "code": ending.reject.map(Reject::code),
+        "attempts": ending.attempts,
+        "ttft_ms": ending.ttft_s.map(|s| round(s as f32 * 1e3, 3)),
+        "total_ms": round(ending.total_s as f32 * 1e3, 3),
+        "prompt_tokens": ending.usage.prompt_tokens,
+        "cached_tokens": ending.usage.cached_tokens,
+        "output_tokens": ending.usage.output_tokens,
+    })
+}
+
+fn round(value: f32, digits: i32) -> f64 {
+    let scale = 10_f64.powi(digits);
+    (f64::from(value) * scale).round() / scale
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_keeps_the_last_and_no_more() {
+        let ring = Ring::default();
+        for status in 0..2000 {
+            ring.refused(Ending { status, ..Ending::default() });
+        }
+        let kept = ring.read_refusals();
+        assert_eq!(kept.len(), RING);
+        assert!(kept.iter().all(|ending| usize::from(ending.status) >= 2000 - RING));
+    }
+}
