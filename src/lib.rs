@@ -2,11 +2,52 @@
 //!
 //! An inference-aware edge data plane: one binary in front of a fleet of LLM engine replicas that sends each request
 //! where the KV cache it can reuse already is, unless waiting there costs more than computing it again.
+//!
+//! ## The life of a request
+//! accept → read the body once (`proxy::body`) → **parse** ([`parse`]) → **fingerprint** ([`prefix::hash`]) → **price**
+//! every replica of the pool ([`policy`], over [`prefix::index`], [`load`], [`health`] and [`learn`]) → **pick**, with
+//! the reasons on record → forward the client's own bytes (`proxy::forward`) → relay the answer unbuffered
+//! (`proxy::relay`) → **learn** from it. [`pipeline`] holds the bold steps in that order: read it next.
+//!
+//! ## Layers
+//! A layer imports only from those below it; `tests/tidy.rs` holds it to that.
+//!
+//! | layer  | modules | rule |
+//! |--------|---------|------|
+//! | edge   | [`cli`], [`demo`], [`mock`], [`proxy`], [`telemetry`] | all sockets, tasks and clock reads |
+//! | decide | [`pipeline`], [`policy`], [`learn`] | no I/O; `now` and randomness are arguments |
+//! | state  | [`prefix`], [`fleet`], [`load`], [`health`] | many readers; fixed memory |
+//! | data   | [`parse`], [`config`] | pure; parse, don't validate |
+//! | base   | [`id`], [`reject`], [`clock`], [`sync`] | |
+//!
+//! ## Invariants
+//! - The forwarded body is the client's bytes; only a configured model name is ever rewritten.
+//! - Every queue, buffer, map and loop has a bound; the decision path takes no lock that another thread holds, and
+//!   allocates nothing in steady state.
+//! - In-flight counts are guards ([`load::Flight`]): they return to zero however a request ends.
+//! - Nothing a request put on record stays there if the request failed.
+//! - `unsafe` code is only in the hash kernels and in [`sync`]'s memory, each behind a safe interface with an oracle.
 
-// -- data
+// -- edge: sockets, tasks, clock reads
+pub mod cli;
+pub mod demo;
+pub mod mock;
+pub mod proxy;
+pub mod telemetry;
+// -- decide: no I/O, `now` is an argument
+pub mod learn;
+pub mod pipeline;
+pub mod policy;
+// -- state: many readers, fixed memory
+pub mod fleet;
+pub mod health;
+pub mod load;
+pub mod prefix;
+// -- data: pure
 pub mod config;
 pub mod parse;
 // -- base
 pub mod clock;
 pub mod id;
 pub mod reject;
+pub mod sync;
