@@ -93,8 +93,10 @@ impl From<&Config> for RawConfig {
 #[schemars(rename = "process")]
 pub(crate) struct RawProcess {
     /// Where the process id is written, or `off`.
+    #[schemars(schema_with = "form::path_or_off")]
     pid_file: String,
     /// Unix socket over which listening sockets pass to the next process in a binary upgrade, or `off`.
+    #[schemars(schema_with = "form::path_or_off")]
     upgrade_socket: String,
     /// Longest wait for requests in flight at a graceful stop.
     #[schemars(schema_with = "form::duration")]

@@ -69,6 +69,11 @@ fn or_word<T>(field: &Field<'_>, word: &str, read: impl FnOnce(&Field<'_>) -> Op
     if field.is(word) { Some(None) } else { read(field).map(Some) }
 }
 
+/// `off`, which readers of older YAML turn into `false`.
+fn is_off(field: &Field<'_>) -> bool {
+    field.is("off") || field.is("false")
+}
+
 fn addresses(
     listen: Option<&Field<'_>>,
     admin: Option<&Field<'_>>,
@@ -89,7 +94,7 @@ fn addresses(
         taken.extend(default.listen.iter().map(|address| (*address, "`listen`, by default".to_owned())));
     }
     let admin = match admin {
-        Some(field) if field.is("off") || field.is("false") => None,
+        Some(field) if is_off(field) => None,
         Some(field) => free_address(field, &taken),
         None => {
             if let (Some(clash), Some(field)) =
@@ -126,12 +131,15 @@ fn clashes(address: SocketAddr, taken: &[(SocketAddr, String)]) -> Option<&str> 
 fn process(field: &Field<'_>) -> Option<ProcessConfig> {
     let mut section = field.section("fields such as `drain`")?;
     let default = ProcessConfig::default();
-    let process = ProcessConfig {
-        pid_file: section.read("pid_file", None, |field| or_word(field, "off", |field| path(field, 4096))),
-        upgrade_socket: section
-            .read("upgrade_socket", None, |field| or_word(field, "off", |field| path(field, UNIX_PATH_BYTES_MAX))),
-        drain: section.read("drain", default.drain, |field| field.duration(Duration::ZERO..=DAY)),
-    };
+    let process =
+        ProcessConfig {
+            pid_file: section
+                .read("pid_file", None, |field| if is_off(field) { Some(None) } else { path(field, 4096).map(Some) }),
+            upgrade_socket: section.read("upgrade_socket", None, |field| {
+                if is_off(field) { Some(None) } else { path(field, UNIX_PATH_BYTES_MAX).map(Some) }
+            }),
+            drain: section.read("drain", default.drain, |field| field.duration(Duration::ZERO..=DAY)),
+        };
     section.finish();
     Some(process)
 }

@@ -64,6 +64,10 @@ pub(crate) fn address_or_off(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "anyOf": [text_like(ADDRESS), { "enum": ["off", false] }] })
 }
 
+pub(crate) fn path_or_off(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "anyOf": [{ "type": "string", "minLength": 1 }, { "const": false }] })
+}
+
 pub(crate) fn replicas(generator: &mut SchemaGenerator) -> Schema {
     let full = generator.subschema_for::<RawReplica>();
     let short = url(generator);
