@@ -40,7 +40,7 @@ pub(crate) fn resolve(root: &Node, errors: &Errors) -> Option<Config> {
     let listen_field = file.get("listen");
     let admin_field = file.get("admin");
     let (listen, admin) = addresses(listen_field.as_ref(), admin_field.as_ref(), &default);
-    let shards = file.read("shards", None, |field| or_word(field, "auto", |field| field.count(1..=SHARDS_MAX)));
+    let shards = file.read("shards", None, |field| or_auto(field, |field| field.count(1..=SHARDS_MAX)));
     let process = file.read("process", default.process, process);
     let replicas = replicas(&mut file);
     let models = file.read("models", Vec::new(), |field| models(field, &replicas));
@@ -64,9 +64,9 @@ pub(crate) fn resolve(root: &Node, errors: &Errors) -> Option<Config> {
     Some(config)
 }
 
-/// A value, or a word that stands for none.
-fn or_word<T>(field: &Field<'_>, word: &str, read: impl FnOnce(&Field<'_>) -> Option<T>) -> Option<Option<T>> {
-    if field.is(word) { Some(None) } else { read(field).map(Some) }
+/// A value, or `auto` for none.
+fn or_auto<T>(field: &Field<'_>, read: impl FnOnce(&Field<'_>) -> Option<T>) -> Option<Option<T>> {
+    if field.is("auto") { Some(None) } else { read(field).map(Some) }
 }
 
 /// `off`, which readers of older YAML turn into `false`.
@@ -131,28 +131,25 @@ fn clashes(address: SocketAddr, taken: &[(SocketAddr, String)]) -> Option<&str> 
 fn process(field: &Field<'_>) -> Option<ProcessConfig> {
     let mut section = field.section("fields such as `drain`")?;
     let default = ProcessConfig::default();
-    let process =
-        ProcessConfig {
-            pid_file: section
-                .read("pid_file", None, |field| if is_off(field) { Some(None) } else { path(field, 4096).map(Some) }),
-            upgrade_socket: section.read("upgrade_socket", None, |field| {
-                if is_off(field) { Some(None) } else { path(field, UNIX_PATH_BYTES_MAX).map(Some) }
-            }),
-            drain: section.read("drain", default.drain, |field| field.duration(Duration::ZERO..=DAY)),
-        };
+    let process = ProcessConfig {
+        pid_file: section.read("pid_file", None, |field| path_or_off(field, 4096)),
+        upgrade_socket: section.read("upgrade_socket", None, |field| path_or_off(field, UNIX_PATH_BYTES_MAX)),
+        drain: section.read("drain", default.drain, |field| field.duration(Duration::ZERO..=DAY)),
+    };
     section.finish();
     Some(process)
 }
 
-fn path(field: &Field<'_>, bytes_max: usize) -> Option<PathBuf> {
+fn path_or_off(field: &Field<'_>, bytes_max: usize) -> Option<Option<PathBuf>> {
     let text = field.text("a path or `off`")?;
     match text.len() {
+        _ if is_off(field) => Some(None),
         0 => field.fail("an empty path; write `off` for none"),
         _ if text.contains('\0') => field.fail("a path cannot hold a zero byte"),
         length if length > bytes_max => {
             field.fail(format!("a path of {length} bytes; at most {bytes_max} are allowed"))
         }
-        _ => Some(PathBuf::from(text)),
+        _ => Some(Some(PathBuf::from(text))),
     }
 }
 
@@ -200,11 +197,10 @@ fn replica(field: &Field<'_>) -> Option<ReplicaConfig> {
         let names = field.items(MODELS_PER_REPLICA_MAX, "a list of model names")?;
         Some(names.iter().filter_map(model_name).collect())
     });
-    let slots = section.read("slots", None, |field| or_word(field, "auto", |field| field.count(1..=SLOTS_MAX)));
-    let kv_tokens =
-        section.read("kv_tokens", None, |field| or_word(field, "auto", |field| field.count(1..=TOKENS_MAX)));
-    let prefill_tokens_per_s = section
-        .read("prefill_tokens_per_s", None, |field| or_word(field, "auto", |field| field.number(1.0..=RATE_MAX)));
+    let slots = section.read("slots", None, |field| or_auto(field, |field| field.count(1..=SLOTS_MAX)));
+    let kv_tokens = section.read("kv_tokens", None, |field| or_auto(field, |field| field.count(1..=TOKENS_MAX)));
+    let prefill_tokens_per_s =
+        section.read("prefill_tokens_per_s", None, |field| or_auto(field, |field| field.number(1.0..=RATE_MAX)));
     section.finish();
     let url = url?;
     let id = id.unwrap_or_else(|| Some(endpoint(&url)))?;
