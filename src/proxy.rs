@@ -18,7 +18,7 @@ mod retry;
 mod route;
 mod shard;
 
-pub use self::control::{Reload, reload_from};
+pub use self::control::Reload;
 pub use self::core::{Addresses, Core, Open};
 pub use self::respond::Dialect;
 

@@ -1,10 +1,10 @@
 //! `emberlane serve`: the gateway, from a file or from flags alone.
 
-use crate::config::{self, Config, ConfigError, PolicyName};
-use crate::proxy::{Gateway, RunOptions, reload_from};
+use super::check;
+use crate::config::{self, Config, Flags, PolicyName};
+use crate::proxy::{Gateway, Reload, RunOptions};
 use crate::telemetry;
 use clap::Args;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,10 +16,10 @@ pub struct ServeArgs {
     config: Option<PathBuf>,
     /// Where clients connect; overrides the file.
     #[arg(long, value_name = "ADDR")]
-    listen: Option<SocketAddr>,
-    /// Where people and Prometheus connect; overrides the file.
+    listen: Option<String>,
+    /// Where people and Prometheus connect, or `off`; overrides the file.
     #[arg(long, value_name = "ADDR")]
-    admin: Option<SocketAddr>,
+    admin: Option<String>,
     /// An engine, such as http://10.0.0.1:8000; repeat for each. Replaces the file's.
     #[arg(long = "replica", value_name = "URL")]
     replicas: Vec<String>,
@@ -37,18 +37,15 @@ pub struct ServeArgs {
 pub fn run(args: ServeArgs) -> ExitCode {
     let config = match load(&args) {
         Ok(config) => config,
-        Err(lines) => {
-            eprintln!("{lines}");
+        Err(message) => {
+            eprintln!("{message}");
             return ExitCode::FAILURE;
         }
     };
     telemetry::log::init(&config.log);
     let pid_file = config.process.pid_file.clone();
     let upgrade = args.upgrade;
-    let reload = args.config.clone().map(|path| {
-        let again = args.clone();
-        reload_from(path, move |config| overridden(config, &again))
-    });
+    let reload: Option<Reload> = args.config.is_some().then(|| Box::new(move || load(&args)) as Reload);
     let gateway = match Gateway::run(config, RunOptions { upgrade, reload, signals: true }) {
         Ok(gateway) => gateway,
         Err(error) => {
@@ -83,43 +80,19 @@ fn remove_own(pid_file: Option<&Path>) {
     }
 }
 
+/// The configuration that the arguments give. Read again, whole, at each reload.
 fn load(args: &ServeArgs) -> Result<Config, String> {
-    let Some(path) = &args.config else {
-        let policy = args.policy.unwrap_or_default();
-        return config::from_flags(args.listen, args.admin, &args.replicas, policy).map_err(|errors| {
-            format!("{}\n\nGive a file with -c FILE, or at least one --replica URL.", lines("", &errors))
-        });
+    let flags = Flags {
+        listen: args.listen.clone().into_iter().collect(),
+        admin: args.admin.clone(),
+        replicas: args.replicas.clone(),
+        policy: args.policy,
     };
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let config = config::parse(&text).map_err(|errors| lines(&path.display().to_string(), &errors))?;
-    let replicas = config::replicas_from_flags(&args.replicas).map_err(|errors| lines("--replica", &errors))?;
-    let mut config = overridden(config, args);
-    if !replicas.is_empty() {
-        config.replicas = replicas;
+    match &args.config {
+        Some(path) => check::load(path, &flags).map_err(|error| error.to_string()),
+        None => config::from_flags(&flags).map_err(|errors| {
+            let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            format!("{}\n\nGive a file with -c FILE, or at least one --replica URL.", lines.join("\n"))
+        }),
     }
-    Ok(config)
-}
-
-/// `config` with what the command line says instead.
-fn overridden(mut config: Config, args: &ServeArgs) -> Config {
-    if let Some(listen) = args.listen {
-        config.listen = vec![listen];
-    }
-    if let Some(admin) = args.admin {
-        config.admin = Some(admin);
-    }
-    if let Some(policy) = args.policy {
-        config.policy.name = policy;
-    }
-    if let Ok(replicas) = config::replicas_from_flags(&args.replicas)
-        && !replicas.is_empty()
-    {
-        config.replicas = replicas;
-    }
-    config
-}
-
-fn lines(place: &str, errors: &[ConfigError]) -> String {
-    let line = |error: &ConfigError| if place.is_empty() { error.to_string() } else { format!("{place}: {error}") };
-    errors.iter().map(line).collect::<Vec<_>>().join("\n")
 }

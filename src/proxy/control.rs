@@ -9,7 +9,6 @@ use crate::pipeline::{Snapshot, TokenRatios};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -110,7 +109,7 @@ impl Control {
 
     fn apply(&self, config: Config) -> Result<(), String> {
         let before = self.core.snapshot.load_full();
-        let changes = config::reload::diff(&before.config, &config);
+        let changes = config::diff(&before.config, &config);
         self.rebuild(config)?;
         if changes.is_empty() {
             tracing::info!("configuration reloaded: nothing changed");
@@ -224,16 +223,4 @@ fn ask(address: SocketAddr) -> Option<Vec<String>> {
     models.sort();
     models.dedup();
     (!models.is_empty()).then_some(models)
-}
-
-/// Reads the configuration file again at each call.
-#[must_use]
-pub fn reload_from(path: PathBuf, overrides: impl Fn(Config) -> Config + Send + Sync + 'static) -> Reload {
-    Box::new(move || {
-        let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        config::parse(&text).map(&overrides).map_err(|errors| {
-            let lines = errors.iter().map(|error| format!("{}: {error}", path.display()));
-            lines.collect::<Vec<_>>().join("; ")
-        })
-    })
 }
