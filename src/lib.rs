@@ -4,6 +4,8 @@
 //! where the KV cache it can reuse already is, unless waiting there costs more than computing it again.
 
 // -- edge
+pub mod cli;
+pub mod demo;
 pub mod mock;
 // -- data
 pub mod config;

@@ -270,16 +270,16 @@ mod tests {
         let engine = engine(timed());
         let start = Instant::now();
         let mut first = engine.prefill(&tokens(320, b'a')).await.unwrap();
-        assert_eq!(start.elapsed(), Duration::from_millis(331)); // 330, and tokio's timer rounds up
+        assert!((330..=332).contains(&start.elapsed().as_millis())); // tokio's timer rounds up
         assert_eq!((first.prompt_tokens, first.cached_tokens), (320, 0));
         let start = Instant::now();
         first.token().await;
-        assert_eq!(start.elapsed().as_millis(), 6);
+        assert!((6..=8).contains(&start.elapsed().as_millis()));
         first.finish(&tokens(324, b'a'));
         let start = Instant::now();
         let second = engine.prefill(&tokens(320, b'a')).await.unwrap();
         assert_eq!(second.cached_tokens, 304); // the last block holds the last token
-        assert_eq!(start.elapsed().as_millis() / 2, (10 + 16) / 2);
+        assert!((26..=28).contains(&start.elapsed().as_millis()));
         drop(second);
         let stats = engine.stats();
         assert_eq!((stats.completed, stats.cancelled, stats.running, stats.waiting), (1, 1, 0, 0));

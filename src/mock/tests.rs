@@ -82,7 +82,7 @@ fn the_second_time_the_prompt_is_cached_and_a_restart_forgets() {
     };
     assert_eq!(cached(&chat(400)), 0);
     let warm = cached(&chat(400));
-    assert!((480..512).contains(&warm), "{warm}");
+    assert!((480..=512).contains(&warm), "{warm}");
     engine.restart();
     assert_eq!(cached(&chat(400)), 0);
     let stats = engine.stats();

@@ -1,0 +1,4 @@
+//! The command line: one module a subcommand.
+
+pub mod demo;
+pub mod mock_engine;
