@@ -59,7 +59,8 @@ const fn narrow(value: f64) -> f32 {
 #[derive(Clone, Debug)]
 struct Fit {
     theta: [f64; 3],
-    /// Inverse of the weighted correlation of the features.
+    /// Inverse of the weighted correlation of the features. At first: how far off the prior may be, squared, in
+    /// seconds, seconds a thousand prompt tokens, and seconds a thousand output tokens.
     p: [[f64; 3]; 3],
     error: f64,
     samples: u32,
@@ -73,7 +74,7 @@ impl Fit {
                 rates.prefill_s_per_token as f64 * TOKEN_UNIT,
                 rates.decode_s_per_token as f64 * TOKEN_UNIT,
             ],
-            p: [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+            p: [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1e4]],
             error: 0.0,
             samples: 0,
         }
@@ -99,7 +100,7 @@ impl Fit {
             self.theta[row] += px[row] * gain * residual;
             for column in 0..3 {
                 let next = (self.p[row][column] - px[row] * px[column] * gain) / FORGETTING;
-                self.p[row][column] = next.clamp(-1e4, 1e4);
+                self.p[row][column] = next.clamp(-1e6, 1e6);
             }
         }
     }

@@ -14,7 +14,7 @@ mod choice;
 mod shared;
 
 pub use choice::{Choice, Decision, Reason};
-pub use shared::{Shared, SharedConfig, Snapshot, TokenRatios};
+pub use shared::{Limits, Shared, SharedConfig, Snapshot, TokenRatios};
 
 use crate::clock::Now;
 use crate::config::Config;

@@ -83,7 +83,10 @@ pub struct RunOptions {
 
 impl std::fmt::Debug for RunOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RunOptions").field("upgrade", &self.upgrade).field("signals", &self.signals).finish_non_exhaustive()
+        f.debug_struct("RunOptions")
+            .field("upgrade", &self.upgrade)
+            .field("signals", &self.signals)
+            .finish_non_exhaustive()
     }
 }
 
@@ -179,6 +182,12 @@ impl Gateway {
     /// Blocks until the gateway has been told to stop and has: as soon as nothing is in flight, or when the drain time
     /// is over.
     pub fn wait(mut self) {
+        self.wait_until_drained();
+        // Pingora's thread sleeps through the whole grace period: nothing is left for it to do.
+        drop(self.server.take());
+    }
+
+    fn wait_until_drained(&mut self) {
         let mut draining_since = None;
         loop {
             if self.server.as_ref().is_none_or(JoinHandle::is_finished) {
@@ -201,9 +210,9 @@ impl Gateway {
         }
     }
 
-    /// Stops at once: open requests are cut off.
-    pub fn stop(mut self) {
-        self.stop_all();
+    /// Stops at once: open requests are cut off. So does dropping it.
+    pub fn stop(self) {
+        drop(self);
     }
 
     fn stop_all(&mut self) {
@@ -233,7 +242,8 @@ fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartEr
         prior: prior(&config),
     })?;
     let mut registry = Registry::new(slots_max);
-    let (fleet, change) = registry.rebuild(&config.replicas, &config.models, &std::collections::HashMap::new(), |_| true)?;
+    let (fleet, change) =
+        registry.rebuild(&config.replicas, &config.models, &std::collections::HashMap::new(), |_| true)?;
     let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
     shared.apply(&change, &snapshot);
     let core = Core::new(Arc::new(shared), snapshot, slots_max, shards, Clock::new());
@@ -323,6 +333,6 @@ impl ShutdownSignalWatch for Watch {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        self.stop.take();
+        self.stop_all();
     }
 }

@@ -190,7 +190,20 @@ impl Reject {
                 | BodyFault::Range { field },
             ) => Some(field),
             Self::UnknownModel => Some("model"),
-            _ => None,
+            Self::Body(_)
+            | Self::Framing
+            | Self::BodyTooLarge { .. }
+            | Self::BodyTooSlow { .. }
+            | Self::HeadersTooLarge
+            | Self::UnknownRoute
+            | Self::MethodNotAllowed
+            | Self::NoReplica
+            | Self::ShuttingDown
+            | Self::UpstreamConnect
+            | Self::UpstreamClosed
+            | Self::UpstreamInvalid
+            | Self::UpstreamTimeout { .. }
+            | Self::ClientClosed => None,
         }
     }
 
@@ -199,7 +212,18 @@ impl Reject {
     pub const fn retry_after(self) -> Option<Duration> {
         match self {
             Self::NoReplica | Self::ShuttingDown | Self::UpstreamConnect => Some(Duration::from_secs(1)),
-            _ => None,
+            Self::Body(_)
+            | Self::Framing
+            | Self::BodyTooLarge { .. }
+            | Self::BodyTooSlow { .. }
+            | Self::HeadersTooLarge
+            | Self::UnknownRoute
+            | Self::MethodNotAllowed
+            | Self::UnknownModel
+            | Self::UpstreamClosed
+            | Self::UpstreamInvalid
+            | Self::UpstreamTimeout { .. }
+            | Self::ClientClosed => None,
         }
     }
 }

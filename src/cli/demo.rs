@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::config::{Config, PolicyName};
 use crate::demo::{self, DemoOptions, RunningGateway};
+use crate::proxy::Gateway;
 
 /// Run gateways over mock engines in this process and watch what routing does to the same traffic.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,8 +29,9 @@ pub struct DemoArgs {
     pub policy: PolicyName,
 }
 
-/// Runs the demo with gateways made by `start`.
-pub fn run(args: &DemoArgs, start: &demo::StartGateway<'_>) -> ExitCode {
+/// Runs the demo.
+#[must_use]
+pub fn run(args: &DemoArgs) -> ExitCode {
     let options = DemoOptions {
         replicas: args.replicas,
         listen: args.listen,
@@ -40,7 +42,10 @@ pub fn run(args: &DemoArgs, start: &demo::StartGateway<'_>) -> ExitCode {
     };
     let stdout = std::io::stdout();
     let is_terminal = stdout.is_terminal();
-    let start = |config: Config| -> Result<Box<dyn RunningGateway>, String> { start(config) };
+    let start = |config: Config| match Gateway::start(config) {
+        Ok(gateway) => Ok(Box::new(gateway) as Box<dyn RunningGateway>),
+        Err(error) => Err(error.to_string()),
+    };
     match demo::run(&options, &start, &mut stdout.lock(), is_terminal) {
         Ok(_report) => ExitCode::SUCCESS,
         Err(error) => {
@@ -48,5 +53,15 @@ pub fn run(args: &DemoArgs, start: &demo::StartGateway<'_>) -> ExitCode {
             let _ = writeln!(std::io::stderr(), "emberlane demo: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+impl RunningGateway for Gateway {
+    fn listen_addr(&self) -> SocketAddr {
+        Self::listen_addr(self)
+    }
+
+    fn admin_addr(&self) -> Option<SocketAddr> {
+        Self::admin_addr(self)
     }
 }

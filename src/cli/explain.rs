@@ -48,8 +48,7 @@ pub fn run(args: &ExplainArgs) -> ExitCode {
 fn ask(args: &ExplainArgs) -> Result<Value, String> {
     let body = read(&args.body).map_err(|error| format!("{}: {error}", args.body.display()))?;
     let base = if args.admin.contains("://") { args.admin.clone() } else { format!("http://{}", args.admin) };
-    let mut request =
-        ureq::post(format!("{}/explain", base.trim_end_matches('/'))).query("path", &args.path);
+    let mut request = ureq::post(format!("{}/explain", base.trim_end_matches('/'))).query("path", &args.path);
     if let Some(session) = &args.session {
         request = request.query("session", session);
     }

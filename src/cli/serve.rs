@@ -62,7 +62,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
         listen = %gateway.listen_addr(),
         admin = gateway.admin_addr().map(|address| address.to_string()),
         pid = std::process::id(),
-        hash = gateway.core().shared.hasher.kernel().as_str(),
+        hash = gateway.core().shared.hasher.kernel().name(),
         "serving"
     );
     gateway.wait();

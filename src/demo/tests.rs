@@ -24,7 +24,11 @@ struct Forwarder {
 
 #[async_trait]
 impl HttpServerApp for Forwarder {
-    async fn process_new_http(self: &Arc<Self>, mut down: ServerSession, _: &ShutdownWatch) -> Option<ReusedHttpStream> {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut down: ServerSession,
+        _: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
         if !down.read_request().await.ok()? {
             return None;
         }

@@ -31,7 +31,7 @@ impl Answer {
             Api::Messages | Api::CountTokens => "msg",
             Api::Embeddings => "embd",
             Api::Rerank => "rerank",
-            Api::Tokenize | Api::Detokenize => "tok",
+            Api::Tokenize | Api::Detokenize | Api::Passthrough => "tok",
         };
         format!("{prefix}_{:016x}", self.number)
     }

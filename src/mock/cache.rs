@@ -46,14 +46,7 @@ impl Pinned {
 impl BlockCache {
     /// An empty cache of `capacity` blocks.
     pub(super) fn new(capacity: usize) -> Self {
-        Self {
-            capacity,
-            blocks: HashMap::new(),
-            free: BTreeSet::new(),
-            releases: 0,
-            generation: 0,
-            evicted: 0,
-        }
+        Self { capacity, blocks: HashMap::new(), free: BTreeSet::new(), releases: 0, generation: 0, evicted: 0 }
     }
 
     /// Blocks it can hold.

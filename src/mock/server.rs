@@ -266,11 +266,14 @@ impl App {
             seeds.push(seed);
             texts.push(text);
         }
-        Plain::json(200, &match work.api {
-            Api::Embeddings => answer::embeddings(&answer, &seeds),
-            Api::Rerank => answer::rerank(&answer, &seeds),
-            _ => answer.whole(&texts),
-        })
+        Plain::json(
+            200,
+            &match work.api {
+                Api::Embeddings => answer::embeddings(&answer, &seeds),
+                Api::Rerank => answer::rerank(&answer, &seeds),
+                _ => answer.whole(&texts),
+            },
+        )
     }
 
     /// Runs the prompts one after the other and sends each word as it comes.

@@ -208,6 +208,11 @@ fn push_candidate(view: &mut View, shared: &Shared, snapshot: &Snapshot, slot: R
     view.kv_usage.push((resident / limits.kv_blocks).min(1.0));
 }
 
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts, never negative; saturates")]
+const fn whole(count: f32) -> u64 {
+    count as u64
+}
+
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^24, or good to 7 digits")]
 const fn lossy(count: u32) -> f32 {
     count as f32
@@ -224,7 +229,7 @@ pub(super) fn note(placement: &mut Placement, view: &View, costs: &[f32], pick: 
         *cell = chosen.slot;
         placement.attempts += 1;
     }
-    placement.tokens_ahead = chosen.uncached_tokens() + view.prefill_tokens[pick.best] as u64;
+    placement.tokens_ahead = chosen.uncached_tokens() + whole(view.prefill_tokens[pick.best]);
     let decision = &mut placement.decision;
     decision.candidates = u16::try_from(view.len()).unwrap_or(u16::MAX);
     decision.chosen = chosen;
@@ -246,7 +251,7 @@ fn seen(view: &View, costs: &[f32], place: usize, snapshot: &Snapshot) -> Choice
         slot: view.slots[place],
         cost: costs[place],
         warm_tokens: view.warm_tokens[place],
-        in_flight: view.in_flight[place] as u32,
+        in_flight: u32::try_from(whole(view.in_flight[place])).unwrap_or(u32::MAX),
         wait_s: crate::policy::wait_s(view, place, snapshot.config.policy.decode_slowdown.as_secs_f32()),
         prefill_s: view.base_s[place]
             + (view.prompt_tokens - view.warm_tokens[place]).max(0.0) * view.prefill_s_per_token[place],

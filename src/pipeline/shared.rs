@@ -71,7 +71,7 @@ impl Shared {
             self.rates.reset(slot, configured);
         }
         for replica in &snapshot.fleet.replicas {
-            self.index.set_capacity(replica.slot, snapshot.limits(replica.slot).kv_blocks as u64);
+            self.index.set_capacity(replica.slot, whole(snapshot.limits(replica.slot).kv_blocks));
         }
     }
 
@@ -119,9 +119,15 @@ impl Shared {
             ratio.learn(u64::from(placement.decision.prompt_bytes), prompt_tokens);
             let slot = placement.decision.chosen.slot;
             let blocks = snapshot.kv_tokens(slot) * ratio.bytes_per_token() / BLOCK_BYTES as f64;
-            self.index.set_capacity(slot, blocks as u64);
+            #[expect(clippy::cast_possible_truncation, reason = "blocks need 7 digits")]
+            self.index.set_capacity(slot, whole(blocks as f32));
         }
     }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "never negative; saturates")]
+const fn whole(blocks: f32) -> u64 {
+    blocks as u64
 }
 
 /// Bytes per token of every pool of one snapshot; the cells outlive snapshots.

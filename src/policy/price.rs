@@ -53,9 +53,8 @@ impl Policy for Price {
             let prefill = view.prefill_s_per_token[place];
             let own = (view.prompt_tokens - warm).max(0.0) * prefill;
             let crowding = CROWDING * view.resident_blocks[place] / fullest;
-            *cost = wait_s(view, place, self.slowdown_s)
-                + view.base_s[place]
-                + own * (1.0 + self.reuse_bonus + crowding);
+            *cost =
+                wait_s(view, place, self.slowdown_s) + view.base_s[place] + own * (1.0 + self.reuse_bonus + crowding);
         }
     }
 

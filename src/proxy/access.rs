@@ -12,7 +12,7 @@ const FAILURES_PER_S: f64 = 100.0;
 
 /// Decides which requests get a line.
 #[derive(Debug, Default)]
-pub struct Sampler {
+pub(super) struct Sampler {
     state: Mutex<State>,
 }
 
@@ -36,7 +36,7 @@ impl Sampler {
         }
         let sampled = state.sampled >= 1.0;
         if sampled {
-            state.sampled = 0.0;
+            state.sampled -= 1.0;
         }
         sampled
     }

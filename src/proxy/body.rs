@@ -16,21 +16,13 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// Bytes of bodies that one shard holds, against its limit.
 #[derive(Debug, Default)]
-pub struct BodyMemory {
+pub(super) struct BodyMemory {
     held: AtomicU64,
-}
-
-impl BodyMemory {
-    /// Bytes held now.
-    #[must_use]
-    pub fn held(&self) -> u64 {
-        self.held.load(Relaxed)
-    }
 }
 
 /// A body in memory; its bytes count against the shard's limit until it is dropped.
 #[derive(Debug)]
-pub struct Body {
+pub(super) struct Body {
     /// What the client sent.
     pub bytes: Bytes,
     memory: Arc<BodyMemory>,
@@ -58,7 +50,7 @@ impl Drop for Body {
 
 /// Limits on bodies.
 #[derive(Clone, Copy, Debug)]
-pub struct BodyLimits {
+pub(super) struct BodyLimits {
     /// Largest body.
     pub bytes: u64,
     /// Most bytes of bodies in one shard's memory.
@@ -71,7 +63,11 @@ pub struct BodyLimits {
 ///
 /// # Errors
 /// Too large (before it is read, when its length says so), too slow, broken framing, or a client that left.
-pub async fn read(session: &mut ServerSession, memory: &Arc<BodyMemory>, limits: BodyLimits) -> Result<Body, Reject> {
+pub(super) async fn read(
+    session: &mut ServerSession,
+    memory: &Arc<BodyMemory>,
+    limits: BodyLimits,
+) -> Result<Body, Reject> {
     let too_large = Reject::BodyTooLarge { limit_bytes: limits.bytes };
     let length = session.get_header("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limits.bytes) {
@@ -80,7 +76,7 @@ pub async fn read(session: &mut ServerSession, memory: &Arc<BodyMemory>, limits:
     let mut body = Body::empty(memory);
     body.count(length.unwrap_or(0), limits.in_memory)?;
     if session.get_header("expect").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        session.write_continue_response().await.map_err(|_| Reject::ClientClosed)?;
+        session.write_continue_response().await.map_err(|_gone| Reject::ClientClosed)?;
     }
     let reading = gather(session, &mut body, length, limits);
     match tokio::time::timeout(limits.deadline, reading).await {
@@ -117,18 +113,21 @@ async fn gather(
 }
 
 async fn next(session: &mut ServerSession) -> Result<Option<Bytes>, Reject> {
-    session.read_request_body().await.map_err(|error| match error.etype() {
-        ErrorType::ReadTimedout => Reject::BodyTooSlow { limit: Duration::from_secs(60) },
-        ErrorType::ConnectionClosed
-        | ErrorType::ReadError
-        | ErrorType::H2Error
-        | ErrorType::Custom("PrematureBodyEnd") => Reject::ClientClosed,
-        _ => Reject::Framing,
+    session.read_request_body().await.map_err(|error| {
+        let gone = matches!(
+            error.etype(),
+            ErrorType::ConnectionClosed
+                | ErrorType::ReadError
+                | ErrorType::ReadTimedout
+                | ErrorType::H2Error
+                | ErrorType::Custom("PrematureBodyEnd")
+        );
+        if gone { Reject::ClientClosed } else { Reject::Framing }
     })
 }
 
 /// Throws away what a refused client still sends, for a short while.
-pub async fn linger(session: &mut ServerSession) {
+pub(super) async fn linger(session: &mut ServerSession) {
     let drain = async {
         let mut left = LINGER_BYTES;
         while let Ok(Some(bytes)) = session.read_request_body().await {

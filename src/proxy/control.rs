@@ -28,7 +28,7 @@ const MODELS_BYTES_MAX: u64 = 4 << 20;
 pub type Reload = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
 
 /// The single writer of the fleet.
-pub struct Control {
+pub(super) struct Control {
     core: Arc<Core>,
     registry: Mutex<Registry>,
     discovered: Mutex<HashMap<String, Vec<String>>>,
@@ -44,12 +44,12 @@ impl std::fmt::Debug for Control {
 impl Control {
     /// The control of `core`, whose snapshot `registry` built.
     #[must_use]
-    pub fn new(core: Arc<Core>, registry: Registry, reload: Option<Reload>) -> Self {
+    pub(super) fn new(core: Arc<Core>, registry: Registry, reload: Option<Reload>) -> Self {
         Self { core, registry: Mutex::new(registry), discovered: Mutex::default(), reload }
     }
 
     /// Resolves the addresses that need no name service: known before the first request.
-    pub fn resolve_literals(&self) {
+    pub(super) fn resolve_literals(&self) {
         let snapshot = self.core.snapshot.load();
         let literal = snapshot.fleet.replicas.iter().filter_map(|replica| {
             let address = replica.authority.parse::<SocketAddr>().ok()?;
@@ -59,7 +59,7 @@ impl Control {
     }
 
     /// Runs until `stop` is sent or dropped.
-    pub async fn run(self: Arc<Self>, mut stop: oneshot::Receiver<()>) {
+    pub(super) async fn run(self: Arc<Self>, mut stop: oneshot::Receiver<()>) {
         let mut hangup = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) {
             Ok(hangup) => hangup,
             Err(error) => {
@@ -91,7 +91,7 @@ impl Control {
     }
 
     /// Reloads the configuration. A bad one changes nothing, loudly.
-    pub fn reload(&self) {
+    pub(super) fn reload(&self) {
         let Some(reload) = &self.reload else { return };
         let applied = reload().and_then(|config| self.apply(config));
         match applied {
@@ -163,7 +163,9 @@ impl Control {
             snapshot.fleet.replicas.iter().map(|replica| (replica.slot, replica.authority.clone())).collect();
         let known = self.core.addresses.load_full();
         let resolved = tokio::task::spawn_blocking(move || {
-            let one = |(slot, authority): (ReplicaSlot, String)| Some((slot, look_up(&authority).or(known.get(slot))?));
+            let one = |(slot, authority): (ReplicaSlot, String)| {
+                Some((slot, look_up(&authority).or_else(|| known.get(slot))?))
+            };
             wanted.into_iter().filter_map(one).collect::<Vec<_>>()
         });
         if let Ok(entries) = resolved.await {
@@ -191,12 +193,7 @@ impl Control {
                 .collect();
             for answer in asking {
                 if let Ok(Some((id, models))) = answer.await {
-                    let mut discovered = self.discovered.lock();
-                    if discovered.get(&id) != Some(&models) {
-                        tracing::info!(replica = id, ?models, "replica says what it serves");
-                        discovered.insert(id, models);
-                        changed = true;
-                    }
+                    changed |= self.note_models(id, models);
                 }
             }
         }
@@ -204,12 +201,23 @@ impl Control {
             tracing::error!(error, "cannot take up what replicas said");
         }
     }
+
+    /// Takes down what a replica serves; true when that is news.
+    fn note_models(&self, id: String, models: Vec<String>) -> bool {
+        let mut discovered = self.discovered.lock();
+        let is_news = discovered.get(&id) != Some(&models);
+        if is_news {
+            tracing::info!(replica = id, ?models, "replica says what it serves");
+            discovered.insert(id, models);
+        }
+        is_news
+    }
 }
 
 fn look_up(authority: &str) -> Option<SocketAddr> {
     let found: Vec<_> = authority.to_socket_addrs().ok()?.collect();
     let v4 = found.iter().find(|address| matches!(address.ip(), IpAddr::V4(_)));
-    v4.or(found.first()).copied()
+    v4.or_else(|| found.first()).copied()
 }
 
 /// `GET /v1/models`; `None` unless the answer names at least one.

@@ -8,7 +8,9 @@ use super::respond::{self, Dialect};
 use super::shard::Shard;
 use super::{headers, route};
 use crate::clock::Now;
-use crate::parse::{AnswerReader, Api, Usage, splice_model};
+use crate::parse::answer::AnswerReader;
+use crate::parse::usage::Usage;
+use crate::parse::{Api, splice_model};
 use crate::pipeline::{self, Hints, Placement, Snapshot};
 use crate::reject::Reject;
 use crate::telemetry::record::{Ending, Record};
@@ -86,15 +88,14 @@ impl Exchange<'_> {
 
     fn decide(&self, body: &Body) -> Result<Placement, Reject> {
         let request_headers = &self.session.req_header().headers;
-        let hints = Hints {
-            session: headers::first(request_headers, &route::SESSION_HEADERS),
-        };
+        let hints = Hints { session: headers::first(request_headers, &route::SESSION_HEADERS) };
         let core = &self.shard.core;
         let before = core.clock.now();
         let mut decider = self.shard.decider.lock();
-        let placed = match self.api {
-            Api::Passthrough => decider.place_blind(&core.shared, &self.snapshot, before),
-            api => decider.decide(&core.shared, &self.snapshot, api, &body.bytes, hints, before),
+        let placed = if self.api == Api::Passthrough {
+            decider.place_blind(&core.shared, &self.snapshot, before)
+        } else {
+            decider.decide(&core.shared, &self.snapshot, self.api, &body.bytes, hints, before)
         };
         drop(decider);
         self.shard.metrics.decide.observe(core.clock.now().seconds_since(before));
@@ -160,12 +161,8 @@ impl Exchange<'_> {
         };
         let head = self.session.req_header().clone();
         let has_body = !body.bytes.is_empty() || head.method == http::Method::POST;
-        let outbound = Outbound {
-            head: &head,
-            body: has_body.then_some(&body.bytes),
-            authority: &replica.authority,
-            address,
-        };
+        let outbound =
+            Outbound { head: &head, body: has_body.then_some(&body.bytes), authority: &replica.authority, address };
         let attempt = forward::attempt(&self.shard.connector, &outbound, &self.snapshot.config.timeouts);
         tokio::select! {
             biased;
@@ -267,10 +264,10 @@ impl Exchange<'_> {
             && request.version == http::Version::HTTP_11
             && !answer.head.headers.contains_key(http::header::CONTENT_LENGTH);
         let mut head = headers::client_response(&answer.head, replica, needs_chunked)
-            .map_err(|_| Reject::UpstreamInvalid)?;
+            .map_err(|_unsettable| Reject::UpstreamInvalid)?;
         if request.headers.get("x-emberlane-explain").is_some_and(|value| value.as_bytes() == b"1") {
             let decision = crate::telemetry::record::decision_json(&placement.decision, &self.snapshot).to_string();
-            head.insert_header(DECISION_HEADER, decision).map_err(|_| Reject::UpstreamInvalid)?;
+            head.insert_header(DECISION_HEADER, decision).map_err(|_unsettable| Reject::UpstreamInvalid)?;
         }
         Ok(head)
     }

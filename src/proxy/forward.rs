@@ -20,7 +20,7 @@ const STALE_CONNECTIONS_MAX: usize = 8;
 const INTERIM_MAX: usize = 16;
 
 /// A replica's answer, begun.
-pub struct Answer {
+pub(super) struct Answer {
     /// The connection.
     pub upstream: Box<HttpSession>,
     /// Where it leads, to give it back to the pool.
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Answer {
 
 /// Why an attempt came to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub(super) struct Failure {
     /// What the client would be told.
     pub reject: Reject,
     /// The request may go elsewhere: nothing was answered, and waiting was not the reason.
@@ -48,7 +48,7 @@ pub struct Failure {
 
 /// What is sent.
 #[derive(Debug)]
-pub struct Outbound<'r> {
+pub(super) struct Outbound<'r> {
     /// The client's head.
     pub head: &'r RequestHeader,
     /// The whole body; `None` when the request has none.
@@ -63,7 +63,7 @@ pub struct Outbound<'r> {
 ///
 /// # Errors
 /// [`Failure`] says what happened and whether the request may go elsewhere.
-pub async fn attempt(
+pub(super) async fn attempt(
     connector: &Connector,
     outbound: &Outbound<'_>,
     timeouts: &TimeoutConfig,
@@ -95,7 +95,7 @@ async fn exchange(
     timeouts: &TimeoutConfig,
 ) -> Result<(Box<ResponseHeader>, Option<Bytes>), Failure> {
     let head = headers::upstream_request(outbound.head, outbound.authority, outbound.body.map(Bytes::len))
-        .map_err(|_| Failure { reject: Reject::Framing, elsewhere: false })?;
+        .map_err(|_unsettable| Failure { reject: Reject::Framing, elsewhere: false })?;
     let sent = send(upstream, head, outbound.body).await;
     if sent.is_err() {
         // It may have answered before it had read everything, and closed: that answer is worth reading.
@@ -136,14 +136,14 @@ fn unreachable(_error: &Error) -> Failure {
 
 /// What a read error says of the replica.
 #[must_use]
-pub fn broken(error: &Error, timeouts: &TimeoutConfig) -> Failure {
-    match error.etype() {
-        ErrorType::ReadTimedout => {
-            Failure { reject: Reject::UpstreamTimeout { limit: timeouts.first_byte }, elsewhere: false }
-        }
-        ErrorType::InvalidHTTPHeader | ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd") => {
-            Failure { reject: Reject::UpstreamInvalid, elsewhere: true }
-        }
-        _ => Failure { reject: Reject::UpstreamClosed, elsewhere: true },
+pub(super) fn broken(error: &Error, timeouts: &TimeoutConfig) -> Failure {
+    let kind = error.etype();
+    if *kind == ErrorType::ReadTimedout {
+        return Failure { reject: Reject::UpstreamTimeout { limit: timeouts.first_byte }, elsewhere: false };
     }
+    let garbled = matches!(
+        kind,
+        ErrorType::InvalidHTTPHeader | ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd" | "InvalidContentLength")
+    );
+    Failure { reject: if garbled { Reject::UpstreamInvalid } else { Reject::UpstreamClosed }, elsewhere: true }
 }

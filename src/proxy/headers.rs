@@ -14,14 +14,13 @@ const CONNECTION_TOKENS_MAX: usize = 32;
 ///
 /// # Errors
 /// [`Reject::Framing`].
-pub fn check_framing(session: &ServerSession) -> Result<(), Reject> {
+pub(super) fn check_framing(session: &ServerSession) -> Result<(), Reject> {
     let headers = &session.req_header().headers;
     if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
         return Err(Reject::Framing);
     }
     if let Some(length) = headers.get(CONTENT_LENGTH)
-        && !(1..=19).contains(&length.len())
-        | !length.as_bytes().iter().all(u8::is_ascii_digit)
+        && !(1..=19).contains(&length.len()) | !length.as_bytes().iter().all(u8::is_ascii_digit)
     {
         return Err(Reject::Framing);
     }
@@ -33,9 +32,9 @@ pub fn check_framing(session: &ServerSession) -> Result<(), Reject> {
         }
         // The server session drops a Content-Length beside chunked; the raw head still shows it.
         let raw = session.to_h1_raw();
-        let names_length = raw.split(|byte| *byte == b'\n').any(|line| {
-            line.get(..15).is_some_and(|start| start.eq_ignore_ascii_case(b"content-length:"))
-        });
+        let names_length = raw
+            .split(|byte| *byte == b'\n')
+            .any(|line| line.get(..15).is_some_and(|start| start.eq_ignore_ascii_case(b"content-length:")));
         if names_length {
             return Err(Reject::Framing);
         }
@@ -47,7 +46,11 @@ pub fn check_framing(session: &ServerSession) -> Result<(), Reject> {
 ///
 /// # Errors
 /// When a header cannot be set; never for valid authorities.
-pub fn upstream_request(client: &RequestHeader, authority: &str, body_len: Option<usize>) -> Result<RequestHeader> {
+pub(super) fn upstream_request(
+    client: &RequestHeader,
+    authority: &str,
+    body_len: Option<usize>,
+) -> Result<RequestHeader> {
     let mut head = client.clone();
     head.set_version(http::Version::HTTP_11);
     strip_connection(&client.headers, |name| {
@@ -67,7 +70,7 @@ pub fn upstream_request(client: &RequestHeader, authority: &str, body_len: Optio
 ///
 /// # Errors
 /// When a header cannot be set; never for valid replica ids.
-pub fn client_response(upstream: &ResponseHeader, replica: &str, needs_chunked: bool) -> Result<ResponseHeader> {
+pub(super) fn client_response(upstream: &ResponseHeader, replica: &str, needs_chunked: bool) -> Result<ResponseHeader> {
     let mut head = upstream.clone();
     strip_connection(&upstream.headers, |name| {
         head.remove_header(name);
@@ -98,7 +101,7 @@ fn strip_connection(headers: &HeaderMap, mut remove: impl FnMut(&str)) {
 
 /// The value of the first of `names` that is there and is text.
 #[must_use]
-pub fn first<'h>(headers: &'h HeaderMap, names: &[&str]) -> Option<&'h str> {
+pub(super) fn first<'h>(headers: &'h HeaderMap, names: &[&str]) -> Option<&'h str> {
     names.iter().find_map(|name| headers.get(*name)?.to_str().ok()).filter(|value| !value.is_empty())
 }
 

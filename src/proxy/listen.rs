@@ -20,7 +20,7 @@ const BACKLOG: i32 = 4096;
 ///
 /// # Errors
 /// When the address cannot be bound, or another process listens there.
-pub fn bind(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+pub(super) fn bind(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
     let mut address = address;
     if address.port() != 0 {
         // With SO_REUSEPORT a second process would silently share the traffic: probe without it first.
@@ -53,13 +53,13 @@ fn shared(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Which socket of a service a listener is, across a binary upgrade.
 #[must_use]
-pub fn key(address: SocketAddr, part: &str) -> String {
+pub(super) fn key(address: SocketAddr, part: &str) -> String {
     format!("{address}#{part}")
 }
 
 /// One socket of a service.
 #[derive(Debug)]
-pub struct Endpoint {
+pub(super) struct Endpoint {
     /// Its key in the table of sockets.
     pub key: String,
     /// Where it listens.
@@ -69,7 +69,7 @@ pub struct Endpoint {
 }
 
 /// A service on one thread, on sockets of its own.
-pub struct OneThread<A> {
+pub(super) struct OneThread<A> {
     name: String,
     endpoints: Vec<Endpoint>,
     core: Option<usize>,
@@ -78,13 +78,16 @@ pub struct OneThread<A> {
 
 impl<A> std::fmt::Debug for OneThread<A> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OneThread").field("name", &self.name).field("endpoints", &self.endpoints).finish_non_exhaustive()
+        f.debug_struct("OneThread")
+            .field("name", &self.name)
+            .field("endpoints", &self.endpoints)
+            .finish_non_exhaustive()
     }
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> OneThread<A> {
     /// Runs `app` on `endpoints`, pinned to `core` if one is given.
-    pub fn new(name: String, app: A, endpoints: Vec<Endpoint>, core: Option<usize>) -> Self {
+    pub(super) fn new(name: String, app: A, endpoints: Vec<Endpoint>, core: Option<usize>) -> Self {
         let mut inner = Listening::new(name.clone(), app);
         for endpoint in &endpoints {
             inner.add_tcp(&endpoint.address.to_string());

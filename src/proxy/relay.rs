@@ -7,7 +7,8 @@ use super::shard::Shard;
 use crate::clock::Now;
 use crate::config::TimeoutConfig;
 use crate::load::Flight;
-use crate::parse::{AnswerReader, Usage};
+use crate::parse::answer::AnswerReader;
+use crate::parse::usage::Usage;
 use crate::reject::Reject;
 use bytes::Bytes;
 use pingora_core::protocols::http::ServerSession;
@@ -17,7 +18,7 @@ use pingora_http::ResponseHeader;
 
 /// How a relay ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(super) enum End {
     /// The whole answer passed.
     Complete,
     /// The client left; the replica's connection is dropped, so that it stops computing.
@@ -28,7 +29,7 @@ pub enum End {
 
 /// What was seen of the answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Seen {
+pub(super) struct Seen {
     /// How it ended.
     pub end: End,
     /// When the first token came, for streams.
@@ -58,8 +59,14 @@ impl Relay<'_> {
     /// Writes `head`, then passes the body on until it ends, one way or another. The replica's connection goes back to
     /// its pool after a whole answer, and is closed otherwise.
     pub(super) async fn run(mut self, mut answer: Answer, head: ResponseHeader) -> Seen {
-        let mut seen =
-            Seen { end: End::ClientLeft, first_token: None, last_token: None, content_events: 0, usage: Usage::default(), bytes: 0 };
+        let mut seen = Seen {
+            end: End::ClientLeft,
+            first_token: None,
+            last_token: None,
+            content_events: 0,
+            usage: Usage::default(),
+            bytes: 0,
+        };
         if self.session.write_response_header(Box::new(head)).await.is_ok() {
             seen.end = self.pass(&mut answer, &mut seen).await;
         }
@@ -118,7 +125,7 @@ impl Relay<'_> {
 
     fn note(&mut self, bytes: &Bytes, seen: &mut Seen) {
         seen.bytes += bytes.len() as u64;
-        let tokens = self.reader.feed(bytes).content_events;
+        let tokens = self.reader.feed(bytes).tokens;
         if seen.bytes == bytes.len() as u64 && !self.is_stream {
             self.flight.prefilled();
         }
@@ -143,8 +150,9 @@ impl Relay<'_> {
 }
 
 fn cut_short(error: &Error, timeouts: &TimeoutConfig) -> Reject {
-    match super::forward::broken(error, timeouts).reject {
-        Reject::UpstreamTimeout { .. } => Reject::UpstreamTimeout { limit: timeouts.gap },
-        other => other,
+    let reject = super::forward::broken(error, timeouts).reject;
+    if matches!(reject, Reject::UpstreamTimeout { .. }) {
+        return Reject::UpstreamTimeout { limit: timeouts.gap };
     }
+    reject
 }

@@ -65,7 +65,7 @@ impl Dialect {
 }
 
 /// Writes `reject` to the client. False when the connection cannot be used again.
-pub async fn reject(session: &mut ServerSession, dialect: Dialect, reject: Reject) -> bool {
+pub(super) async fn reject(session: &mut ServerSession, dialect: Dialect, reject: Reject) -> bool {
     let body = dialect.error_body(reject);
     let mut headers = vec![("content-type", "application/json".to_owned())];
     if let Some(wait) = reject.retry_after() {
@@ -75,7 +75,12 @@ pub async fn reject(session: &mut ServerSession, dialect: Dialect, reject: Rejec
 }
 
 /// Writes a whole answer. False when it could not be written.
-pub async fn whole(session: &mut ServerSession, status: u16, headers: &[(&'static str, String)], body: Bytes) -> bool {
+pub(super) async fn whole(
+    session: &mut ServerSession,
+    status: u16,
+    headers: &[(&'static str, String)],
+    body: Bytes,
+) -> bool {
     let Ok(mut head) = ResponseHeader::build(status, Some(headers.len() + 2)) else { return false };
     for (name, value) in headers {
         if head.insert_header(*name, value).is_err() {
@@ -95,7 +100,7 @@ pub async fn whole(session: &mut ServerSession, status: u16, headers: &[(&'stati
 
 /// `GET /v1/models`: every public model name, in OpenAI's shape with the fields Anthropic's adds.
 #[must_use]
-pub fn models(fleet: &Fleet) -> Bytes {
+pub(super) fn models(fleet: &Fleet) -> Bytes {
     let data: Vec<_> = fleet.pools.iter().filter(|pool| !pool.is_wildcard()).map(|pool| card(&pool.model)).collect();
     let id = |card: Option<&serde_json::Value>| card.map(|card| card["id"].clone());
     let (first, last) = (id(data.first()), id(data.last()));
@@ -105,7 +110,7 @@ pub fn models(fleet: &Fleet) -> Bytes {
 
 /// `GET /v1/models/NAME`, when that model is served.
 #[must_use]
-pub fn model(fleet: &Fleet, name: &str) -> Option<Bytes> {
+pub(super) fn model(fleet: &Fleet, name: &str) -> Option<Bytes> {
     let pool = fleet.pools.iter().find(|pool| !pool.is_wildcard() && pool.model == name)?;
     Some(Bytes::from(card(&pool.model).to_string()))
 }

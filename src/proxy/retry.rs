@@ -8,7 +8,7 @@ const MEMORY_S: f64 = 10.0;
 
 /// A token bucket: each request pays in a share of a retry, time pays in the floor, a retry takes one out.
 #[derive(Clone, Debug)]
-pub struct RetryBudget {
+pub(super) struct RetryBudget {
     tokens: f64,
     filled_at: Now,
 }
@@ -16,7 +16,7 @@ pub struct RetryBudget {
 impl RetryBudget {
     /// A full bucket.
     #[must_use]
-    pub fn new(config: &RetryConfig, now: Now) -> Self {
+    pub(super) fn new(config: &RetryConfig, now: Now) -> Self {
         Self { tokens: Self::most(config), filled_at: now }
     }
 
@@ -31,13 +31,13 @@ impl RetryBudget {
     }
 
     /// A request came.
-    pub fn deposit(&mut self, config: &RetryConfig, now: Now) {
+    pub(super) fn deposit(&mut self, config: &RetryConfig, now: Now) {
         self.fill(config, now);
         self.tokens = (self.tokens + config.budget).min(Self::most(config));
     }
 
     /// Takes one retry out, if there is one.
-    pub fn withdraw(&mut self, config: &RetryConfig, now: Now) -> bool {
+    pub(super) fn withdraw(&mut self, config: &RetryConfig, now: Now) -> bool {
         self.fill(config, now);
         let granted = self.tokens >= 1.0;
         if granted {

@@ -6,12 +6,12 @@ use crate::reject::Reject;
 use http::Method;
 
 /// Headers that name a conversation, first match wins.
-pub const SESSION_HEADERS: [&str; 5] =
+pub(super) const SESSION_HEADERS: [&str; 5] =
     ["x-emberlane-session", "x-session-id", "x-claude-code-session-id", "x-session-affinity", "session-id"];
 
 /// What is done with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
+pub(super) enum Route {
     /// Read, decided, forwarded.
     Inference(Api),
     /// Answered from the pools.
@@ -28,7 +28,7 @@ pub enum Route {
 ///
 /// # Errors
 /// [`Reject::UnknownRoute`] and [`Reject::MethodNotAllowed`].
-pub fn route(method: &Method, path: &str, passthrough: bool) -> Result<Route, Reject> {
+pub(super) fn route(method: &Method, path: &str, passthrough: bool) -> Result<Route, Reject> {
     if let Some(api) = Api::from_path(path) {
         return if method == Method::POST { Ok(Route::Inference(api)) } else { Err(Reject::MethodNotAllowed) };
     }

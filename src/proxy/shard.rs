@@ -4,10 +4,10 @@
 use super::body::{self, BodyMemory};
 use super::core::Core;
 use super::exchange::Exchange;
+use super::headers;
 use super::respond::{self, Dialect};
 use super::retry::RetryBudget;
 use super::route::{self, Route};
-use super::headers;
 use crate::parse::Api;
 use crate::pipeline::{Decider, Snapshot};
 use crate::reject::Reject;
@@ -34,7 +34,7 @@ const H2_STREAMS_MAX: u32 = 1024;
 const IDLE_AT_STOP: Duration = Duration::from_secs(1);
 
 /// One shard's state. Its locks are never waited for: only the shard's own thread takes them.
-pub struct Shard {
+pub(super) struct Shard {
     pub(super) core: Arc<Core>,
     pub(super) connector: Connector,
     pub(super) decider: Mutex<Decider>,
@@ -55,15 +55,9 @@ impl std::fmt::Debug for Shard {
 impl Shard {
     /// The shard numbered `index` of `count`.
     #[must_use]
-    pub fn new(core: &Arc<Core>, index: usize, count: usize, ring: Arc<Ring>) -> Self {
+    pub(super) fn new(core: &Arc<Core>, index: usize, count: usize, ring: Arc<Ring>) -> Self {
         let snapshot = core.snapshot.load();
-        let decider = Decider::new(
-            &snapshot.config,
-            core.slots_max,
-            index as u64,
-            count as u64,
-            fastrand::u64(..),
-        );
+        let decider = Decider::new(&snapshot.config, core.slots_max, index as u64, count as u64, fastrand::u64(..));
         let mut options = HttpServerOptions::default();
         options.h2c = true;
         Self {
@@ -87,7 +81,7 @@ impl Shard {
             read = session.read_request() => read,
             () = async {
                 // An error means that the server is gone altogether.
-                let _changed = stopping.wait_for(|stop| *stop).await;
+                let _changed = stopping.wait_for(|stop| *stop).await.map(|_| ());
                 tokio::time::sleep(IDLE_AT_STOP).await;
             } => return None,
         };
@@ -105,11 +99,10 @@ impl Shard {
     async fn refuse_head(&self, session: &mut ServerSession, error: &pingora_error::Error) {
         let too_large = error.context.as_ref().is_some_and(|context| context.as_str().contains("larger than"))
             || error.cause.as_ref().is_some_and(|cause| cause.to_string().contains("too many headers"));
-        let reject = match error.etype() {
-            ErrorType::InvalidHTTPHeader if too_large => Reject::HeadersTooLarge,
-            ErrorType::InvalidHTTPHeader => Reject::Framing,
-            _ => return,
-        };
+        if *error.etype() != ErrorType::InvalidHTTPHeader {
+            return;
+        }
+        let reject = if too_large { Reject::HeadersTooLarge } else { Reject::Framing };
         self.metrics.refused_heads.inc();
         let (status, body) = (reject.status(), Dialect::OpenAi.error_body(reject));
         let mut head = pingora_http::ResponseHeader::build(status, None).ok();
@@ -219,4 +212,3 @@ impl HttpServerApp for Shard {
         Some(options)
     }
 }
-

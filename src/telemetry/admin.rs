@@ -84,7 +84,7 @@ impl Admin {
             let limits = snapshot.limits(slot);
             let resident = core.shared.index.resident_blocks(slot);
             let in_flight = core.shared.load.in_flight(slot);
-            let running = limits.slots.min(in_flight as f32);
+            let running = replica.config.slots.map_or(in_flight, |slots| in_flight.min(slots));
             json!({
                 "id": replica.config.id,
                 "url": replica.config.url.as_str(),
@@ -92,8 +92,8 @@ impl Admin {
                 "models": replica.models,
                 "state": core.shared.health.state(slot, now).as_str(),
                 "in_flight": in_flight,
-                "running": running as u64,
-                "waiting": in_flight.saturating_sub(running as u32),
+                "running": running,
+                "waiting": in_flight.saturating_sub(running),
                 "kv_usage": (resident as f64 / f64::from(limits.kv_blocks)).min(1.0),
                 "load_source": "gateway",
                 "load_age_ms": 0,

@@ -1,6 +1,7 @@
 //! Logs: structured lines to standard error, JSON or text.
 
 use crate::config::{LogConfig, LogFormat};
+use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
 /// Sends `tracing` (and, through it, Pingora's `log`) to standard error as `config` says. The environment variable
@@ -10,6 +11,7 @@ pub fn init(config: &LogConfig) {
         .or_else(|_| EnvFilter::try_new(format!("{},pingora_core=warn,pingora_runtime=warn", config.level)))
         .unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     // A second server in one process (tests, demo) finds logging set up already.
     let _already = match config.format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

@@ -7,7 +7,7 @@ use super::record::Ending;
 use crate::clock::Now;
 use crate::fleet::Replica;
 use crate::parse::Api;
-use crate::pipeline::{Decision, Reason, Snapshot};
+use crate::pipeline::{Decision, Reason};
 use crate::proxy::Core;
 use crate::reject::Reject;
 use prometheus::{
@@ -17,14 +17,12 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Statuses with a label of their own; others are labelled by class.
-const STATUSES: [u16; 18] =
-    [200, 201, 400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 431, 499, 500, 502, 503, 504];
+const STATUSES: [u16; 18] = [200, 201, 400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 431, 499, 500, 502, 503, 504];
 const CLASSES: [&str; 6] = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
 const STATUS_CELLS: usize = STATUSES.len() + CLASSES.len();
 
 /// Seconds, for decisions: 1 µs to 10 ms.
-const DECIDE_BUCKETS: [f64; 12] =
-    [1e-6, 2e-6, 4e-6, 6e-6, 8e-6, 1e-5, 2e-5, 5e-5, 1e-4, 3e-4, 1e-3, 1e-2];
+const DECIDE_BUCKETS: [f64; 12] = [1e-6, 2e-6, 4e-6, 6e-6, 8e-6, 1e-5, 2e-5, 5e-5, 1e-4, 3e-4, 1e-3, 1e-2];
 /// Seconds, for what clients wait.
 const WAIT_BUCKETS: [f64; 16] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 600.0];
@@ -59,7 +57,10 @@ pub struct Metrics {
 }
 
 /// Registers `metric` and gives it back. Names are fixed at compile time, so neither step fails twice the same way.
-fn registered<M: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+fn registered<M: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<M>,
+) -> M {
     let metric = metric.expect("names and labels are constants that the tests exercise");
     registry.register(Box::new(metric.clone())).expect("each name is registered once");
     metric
@@ -233,6 +234,9 @@ fn status_label(cell: usize) -> String {
     }
 }
 
+/// Name, help and reader of a gauge with one value a replica.
+type Column = (&'static str, &'static str, fn(&Core, &Replica) -> f64);
+
 /// What is read when asked: columns, index, process.
 fn gauges(core: &Core) -> prometheus::Result<Vec<prometheus::proto::MetricFamily>> {
     let registry = Registry::new();
@@ -259,32 +263,33 @@ fn gauges(core: &Core) -> prometheus::Result<Vec<prometheus::proto::MetricFamily
     gauge("emberlane_build_info", "Version of the binary.", &["version"])?
         .with_label_values(&[env!("CARGO_PKG_VERSION")])
         .set(1.0);
-    let state = IntGaugeVec::new(Opts::new("emberlane_replica_state", "1 for the state it is in."), &["replica", "state"])?;
+    let state =
+        IntGaugeVec::new(Opts::new("emberlane_replica_state", "1 for the state it is in."), &["replica", "state"])?;
     registry.register(Box::new(state.clone()))?;
-    let columns: [(&str, &str, fn(&Core, &Snapshot, &Replica) -> f64); 6] = [
-        ("emberlane_replica_in_flight", "Requests the gateway has in flight there.", |core, _, replica| {
+    let columns: [Column; 6] = [
+        ("emberlane_replica_in_flight", "Requests the gateway has in flight there.", |core, replica| {
             f64::from(core.shared.load.in_flight(replica.slot))
         }),
-        ("emberlane_replica_prefill_tokens", "Uncached prompt tokens waiting for prefill there.", |core, _, replica| {
+        ("emberlane_replica_prefill_tokens", "Uncached prompt tokens waiting for prefill there.", |core, replica| {
             core.shared.load.prefill_tokens(replica.slot) as f64
         }),
-        ("emberlane_replica_resident_blocks", "Prefix blocks it is believed to hold.", |core, _, replica| {
+        ("emberlane_replica_resident_blocks", "Prefix blocks it is believed to hold.", |core, replica| {
             core.shared.index.resident_blocks(replica.slot) as f64
         }),
-        ("emberlane_replica_prefill_seconds_per_token", "Price of an uncached prompt token.", |core, _, replica| {
+        ("emberlane_replica_prefill_seconds_per_token", "Price of an uncached prompt token.", |core, replica| {
             f64::from(core.shared.rates.rates(replica.slot).prefill_s_per_token)
         }),
-        ("emberlane_replica_decode_seconds_per_token", "Learned time of an output token.", |core, _, replica| {
+        ("emberlane_replica_decode_seconds_per_token", "Learned time of an output token.", |core, replica| {
             f64::from(core.shared.rates.rates(replica.slot).decode_s_per_token)
         }),
-        ("emberlane_replica_samples", "Answers behind its price.", |core, _, replica| {
+        ("emberlane_replica_samples", "Answers behind its price.", |core, replica| {
             f64::from(core.shared.rates.samples(replica.slot))
         }),
     ];
     for (name, help, read) in columns {
         let family = gauge(name, help, &["replica"])?;
         for replica in &snapshot.fleet.replicas {
-            family.with_label_values(&[&replica.config.id]).set(read(core, &snapshot, replica));
+            family.with_label_values(&[&replica.config.id]).set(read(core, replica));
         }
     }
     for replica in &snapshot.fleet.replicas {

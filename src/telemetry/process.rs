@@ -9,7 +9,11 @@ pub fn resident_bytes() -> u64 {
 }
 
 fn page_bytes() -> u64 {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().and_then(|n| n.try_into().ok()).unwrap_or(4096)
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|n| n.try_into().ok())
+        .unwrap_or(4096)
 }
 
 /// CPU time since the start, user and system, seconds.

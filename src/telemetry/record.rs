@@ -1,6 +1,6 @@
 //! Decision records: a ring of the last ones in each shard, written without allocation, read by people.
 
-use crate::parse::Usage;
+use crate::parse::usage::Usage;
 use crate::pipeline::{Choice, Decision, Snapshot};
 use crate::reject::Reject;
 use parking_lot::Mutex;
@@ -152,17 +152,17 @@ pub fn ending_json(ending: &Ending) -> Value {
         "status": ending.status,
         "code": ending.reject.map(Reject::code),
         "attempts": ending.attempts,
-        "ttft_ms": ending.ttft_s.map(|s| round(s as f32 * 1e3, 3)),
-        "total_ms": round(ending.total_s as f32 * 1e3, 3),
+        "ttft_ms": ending.ttft_s.map(|s| round(s * 1e3, 3)),
+        "total_ms": round(ending.total_s * 1e3, 3),
         "prompt_tokens": ending.usage.prompt_tokens,
         "cached_tokens": ending.usage.cached_tokens,
         "output_tokens": ending.usage.output_tokens,
     })
 }
 
-fn round(value: f32, digits: i32) -> f64 {
+fn round(value: impl Into<f64>, digits: i32) -> f64 {
     let scale = 10_f64.powi(digits);
-    (f64::from(value) * scale).round() / scale
+    (value.into() * scale).round() / scale
 }
 
 #[cfg(test)]
