@@ -161,13 +161,8 @@ impl Registry {
             members.push((place, member));
             change.joined.push(slot);
         }
-        change.left = self
-            .slots
-            .iter()
-            .flatten()
-            .map(|old| old.slot)
-            .filter(|slot| slots[slot.index()].is_none())
-            .collect();
+        change.left =
+            self.slots.iter().flatten().map(|old| old.slot).filter(|slot| slots[slot.index()].is_none()).collect();
         members.sort_by_key(|(place, _)| *place);
         let replicas: Vec<_> = members.into_iter().map(|(_, member)| member).collect();
         self.slots.clone_from(&slots);
@@ -261,8 +256,7 @@ mod tests {
         let (first, _) = build(&mut registry, &[config("a", &[])]);
         let busy = first.replicas[0].slot;
         build(&mut registry, &[]);
-        let (next, _) =
-            registry.rebuild(&[config("b", &[])], &[], &HashMap::new(), |slot| slot != busy).unwrap();
+        let (next, _) = registry.rebuild(&[config("b", &[])], &[], &HashMap::new(), |slot| slot != busy).unwrap();
         assert_ne!(next.replicas[0].slot, busy);
     }
 
