@@ -1,0 +1,242 @@
+//! The look-up: every replica's depth in a chain, in a few rounds of parallel probes.
+//!
+//! A replica that holds a block has computed all blocks before it, so its depth is where "held" turns to "not held", and
+//! a search finds that in log₉ steps instead of a walk. One round probes eight depths in each interval where some
+//! replica's depth may lie, all cache lines asked for before the first is read: memory latency is paid once a round.
+//!
+//! - *Closed over holes*: probes of a round are visited from the deepest. A replica found deep is taken to hold what is
+//!   before, so an entry the table has dropped in between costs nothing, and one dropped at the end little.
+//! - An interval is refined only while some replica's depth is exactly its lower end; others have no transition inside.
+//! - *Heads*: the first round also probes the first two blocks. A replica found at neither (nor, looked at only then,
+//!   at the next two) has lost its heads: whatever it holds deeper is of no use, and it counts as cold. A replica that
+//!   the first round misses at most depths below its own is cut back to where the gap begins.
+
+use super::{PrefixIndex, WarmDepths};
+use crate::{
+    id::BlockHash,
+    prefix::index::entry::{Found, Key},
+};
+
+/// Depths probed in one interval.
+const ARITY: u32 = 8;
+/// Least, when there are many intervals.
+const ARITY_MIN: u32 = 3;
+/// Probes a round aims at.
+const ROUND: u32 = 24;
+/// Most intervals a round refines; the deepest are kept. Replicas in the others keep the depth they were found at.
+const INTERVALS: usize = 32;
+/// Most probes in a round.
+const POINTS: usize = INTERVALS * ARITY_MIN as usize;
+/// First blocks that the first round probes.
+const HEADS: u32 = 2;
+/// Marks in `WarmDepths::seen` for the two blocks after the heads.
+const LATE_HEADS: [u16; 2] = [1 << 14, 1 << 15];
+
+/// Depths strictly between `low` and `high` are unknown for replicas whose depth is `low`.
+#[derive(Clone, Copy, Default)]
+struct Interval {
+    low: u32,
+    high: u32,
+    /// Replicas at `low`.
+    count: u32,
+}
+
+/// Intervals still to refine, deepest first.
+#[derive(Default)]
+struct Intervals {
+    list: [Interval; INTERVALS],
+    len: usize,
+}
+
+impl Intervals {
+    /// Adds an interval if it holds something to find.
+    #[inline(always)]
+    fn push(&mut self, low: u32, high: u32, count: u32) {
+        if count > 0 && high - low > 1 && self.len < INTERVALS {
+            self.list[self.len] = Interval { low, high, count };
+            self.len += 1;
+        }
+    }
+
+    fn as_slice(&self) -> &[Interval] {
+        &self.list[..self.len]
+    }
+}
+
+/// A round's probes: depth and cache lines.
+struct Probes {
+    depths: [u32; POINTS],
+    places: [[usize; 2]; POINTS],
+    len: usize,
+}
+
+impl Probes {
+    const fn new() -> Self {
+        Self { depths: [0; POINTS], places: [[0; 2]; POINTS], len: 0 }
+    }
+
+    #[inline(always)]
+    fn push(&mut self, index: &PrefixIndex, chain: &[BlockHash], depth: u32) {
+        let places = index.places(chain[depth as usize - 1]);
+        index.prefetch(places);
+        self.depths[self.len] = depth;
+        self.places[self.len] = places;
+        self.len += 1;
+    }
+}
+
+pub(super) fn search(index: &PrefixIndex, chain: &[BlockHash], depths: &mut WarmDepths) {
+    depths.clear();
+    let len = u32::try_from(chain.len()).unwrap_or(u32::MAX - 1);
+    if len == 0 {
+        return;
+    }
+    let mut probes = Probes::new();
+    let mut intervals = first_round(index, chain, len, depths, &mut probes);
+    let firsts = probes.depths;
+    let firsts_len = probes.len;
+    while intervals.len > 0 {
+        intervals = round(index, chain, &intervals, depths, &mut probes);
+    }
+    judge(index, chain, &firsts[..firsts_len], depths);
+}
+
+/// Probes the heads and eight depths up to the last.
+fn first_round(
+    index: &PrefixIndex,
+    chain: &[BlockHash],
+    len: u32,
+    depths: &mut WarmDepths,
+    probes: &mut Probes,
+) -> Intervals {
+    let heads = HEADS.min(len);
+    (1..=heads).for_each(|depth| probes.push(index, chain, depth));
+    let rest = len - heads;
+    let arity = ARITY.min(rest);
+    for i in 1..=arity {
+        probes.push(index, chain, heads + fraction(rest, i, arity));
+    }
+    let mut next = Intervals::default();
+    let mut high = len + 1;
+    for i in (heads as usize..probes.len).rev() {
+        let found = visit(index, chain, probes, i, 1 << i, u32::MAX, depths);
+        next.push(probes.depths[i], high, found.raised);
+        high = probes.depths[i];
+    }
+    // The heads count as one: a replica missing at the second block alone may still end after it.
+    let mut count = 0;
+    for i in (0..heads as usize).rev() {
+        count += visit(index, chain, probes, i, 1 << i, u32::MAX, depths).raised;
+    }
+    next.push(heads, high, count);
+    next
+}
+
+/// Probes inside every interval and says where to look next.
+fn round(
+    index: &PrefixIndex,
+    chain: &[BlockHash],
+    intervals: &Intervals,
+    depths: &mut WarmDepths,
+    probes: &mut Probes,
+) -> Intervals {
+    let intervals = intervals.as_slice();
+    let arity = (ROUND / u32::try_from(intervals.len()).unwrap_or(ROUND)).clamp(ARITY_MIN, ARITY);
+    probes.len = 0;
+    for interval in intervals {
+        let gap = interval.high - interval.low;
+        let arity = arity.min(gap - 1);
+        for i in (1..=arity).rev() {
+            probes.push(index, chain, interval.low + fraction(gap, i, arity + 1));
+        }
+    }
+    let mut next = Intervals::default();
+    let mut i = 0;
+    for interval in intervals {
+        let (mut high, mut left) = (interval.high, interval.count);
+        while i < probes.len && probes.depths[i] > interval.low && probes.depths[i] < interval.high {
+            let found = visit(index, chain, probes, i, 0, interval.low, depths);
+            next.push(probes.depths[i], high, found.raised);
+            left = left.saturating_sub(found.raised_from_low);
+            high = probes.depths[i];
+            i += 1;
+        }
+        next.push(interval.low, high, left);
+    }
+    next
+}
+
+/// How many replicas a probe raised to its depth, and how many of them stood at the interval's lower end.
+#[derive(Default)]
+struct Raised {
+    raised: u32,
+    raised_from_low: u32,
+}
+
+/// Reads one probe's lines and raises the replicas found alive there.
+#[inline(always)]
+fn visit(
+    index: &PrefixIndex,
+    chain: &[BlockHash],
+    probes: &Probes,
+    i: usize,
+    seen: u16,
+    low: u32,
+    depths: &mut WarmDepths,
+) -> Raised {
+    let depth = probes.depths[i];
+    let hash = chain[depth as usize - 1];
+    let key = Key::of(hash);
+    let mut found = Raised::default();
+    let mut raise = |slot| {
+        let before = depths.raise(slot, depth, seen);
+        found.raised += u32::from(before < depth);
+        found.raised_from_low += u32::from(before == low);
+    };
+    for entry in index.candidates(probes.places[i]) {
+        let Found::Yes(header) = entry.find(key) else { continue };
+        entry.holders().filter(|holder| index.residency.is_live(*holder)).for_each(|holder| raise(holder.slot()));
+        if let Some(row) = index.rows.get(header.row(), hash) {
+            row.for_each(|slot, stamp| {
+                if index.residency.window(slot).is_some_and(|window| window.is_live_short(stamp)) {
+                    raise(slot);
+                }
+            });
+        }
+    }
+    found
+}
+
+/// Cuts back replicas whose shallow blocks are gone.
+fn judge(index: &PrefixIndex, chain: &[BlockHash], firsts: &[u32], depths: &mut WarmDepths) {
+    let heads = (1 << HEADS) - 1;
+    if depths.touched().iter().any(|slot| depths.seen[slot.index()] & heads == 0) {
+        let mut probes = Probes::new();
+        let late = (HEADS + 1..).zip(LATE_HEADS).take(chain.len().saturating_sub(HEADS as usize));
+        late.clone().for_each(|(depth, _)| probes.push(index, chain, depth));
+        for (i, (_, mark)) in late.enumerate() {
+            visit(index, chain, &probes, i, mark, u32::MAX, depths);
+        }
+    }
+    depths.settle(|depth, seen| {
+        if seen & (heads | LATE_HEADS[0] | LATE_HEADS[1]) == 0 {
+            return 0;
+        }
+        let below = firsts.iter().filter(|first| **first <= depth).count();
+        let mask = (1_u16 << below) - 1;
+        let seen = (seen | heads) & mask;
+        if 2 * seen.count_ones() >= mask.count_ones() {
+            return depth;
+        }
+        // The gap begins after the last first-round probe in an unbroken row from the head.
+        let unbroken = seen.trailing_ones() as usize;
+        unbroken.checked_sub(1).and_then(|last| firsts.get(last)).map_or(0, |first| (*first).min(depth))
+    });
+}
+
+/// `len · part / whole`, without overflow.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "at most len")]
+const fn fraction(len: u32, part: u32, whole: u32) -> u32 {
+    (len as u64 * part as u64 / whole as u64) as u32
+}

@@ -1,0 +1,81 @@
+//! The answer of a look-up: how much of this prompt each replica holds.
+
+use crate::id::ReplicaSlot;
+
+/// A column of depths, one for every slot, that is cleared only where it was written. Reuse one a shard.
+#[derive(Clone, Debug)]
+pub struct WarmDepths {
+    depths: Box<[u32]>,
+    /// Which probes of the first round found the replica; see `search`.
+    pub(super) seen: Box<[u16]>,
+    touched: Vec<ReplicaSlot>,
+}
+
+impl WarmDepths {
+    /// All zero, for slots below `replicas_max`.
+    #[must_use]
+    pub fn new(replicas_max: usize) -> Self {
+        let len = replicas_max.min(ReplicaSlot::LIMIT);
+        Self {
+            depths: vec![0; len].into_boxed_slice(),
+            seen: vec![0; len].into_boxed_slice(),
+            touched: Vec::with_capacity(len),
+        }
+    }
+
+    /// Blocks of the prompt that `slot` holds; zero for slots out of range.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, slot: ReplicaSlot) -> u32 {
+        self.depths.get(slot.index()).copied().unwrap_or(0)
+    }
+
+    /// The slots whose depth is not zero, in no particular order.
+    #[must_use]
+    pub fn touched(&self) -> &[ReplicaSlot] {
+        &self.touched
+    }
+
+    /// Depths by slot.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u32] {
+        &self.depths
+    }
+
+    /// Sets all depths to zero.
+    pub fn clear(&mut self) {
+        for slot in self.touched.drain(..) {
+            self.depths[slot.index()] = 0;
+            self.seen[slot.index()] = 0;
+        }
+    }
+
+    /// Raises `slot` to `depth` and notes `seen` bits. Returns what the depth was.
+    #[inline(always)]
+    pub(super) fn raise(&mut self, slot: ReplicaSlot, depth: u32, seen: u16) -> u32 {
+        let index = slot.index();
+        let Some(held) = self.depths.get_mut(index) else { return u32::MAX };
+        self.seen[index] |= seen;
+        let before = *held;
+        if before < depth {
+            *held = depth;
+            if before == 0 {
+                self.touched.push(slot);
+            }
+        }
+        before
+    }
+
+    /// Lowers every touched slot to what `judge` makes of its depth and seen bits; slots at zero are dropped.
+    pub(super) fn settle(&mut self, judge: impl Fn(u32, u16) -> u32) {
+        let (depths, seen) = (&mut self.depths, &mut self.seen);
+        self.touched.retain(|slot| {
+            let index = slot.index();
+            depths[index] = judge(depths[index], seen[index]);
+            if depths[index] == 0 {
+                seen[index] = 0;
+            }
+            depths[index] > 0
+        });
+    }
+}

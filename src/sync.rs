@@ -1,0 +1,3 @@
+//! What several cores share without locks.
+
+pub mod huge;
