@@ -148,9 +148,8 @@ impl Fleet {
         start: &StartGateway<'_>,
         clock: Clock,
     ) -> Result<Self, DemoError> {
-        let engines: Vec<MockEngine> = (1..=options.replicas)
-            .map(|number| MockEngine::start(engine_config(number)))
-            .collect::<io::Result<_>>()?;
+        let engines: Vec<MockEngine> =
+            (1..=options.replicas).map(|number| MockEngine::start(engine_config(number))).collect::<io::Result<_>>()?;
         let config = gateway_config(listen, admin, policy, &engines).map_err(DemoError::Gateway)?;
         let gateway = start(config).map_err(DemoError::Gateway)?;
         let client = Arc::new(Client::new(gateway.listen_addr(), clock));

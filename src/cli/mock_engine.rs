@@ -154,7 +154,15 @@ mod tests {
     #[test]
     fn flags_become_a_configuration() {
         let args = parse(&[
-            "--listen", "127.0.0.1:9200", "--model", "a", "--model", "b", "--decode-step-ms", "2.5", "--fault",
+            "--listen",
+            "127.0.0.1:9200",
+            "--model",
+            "a",
+            "--model",
+            "b",
+            "--decode-step-ms",
+            "2.5",
+            "--fault",
             "status=503",
         ])
         .unwrap();

@@ -109,8 +109,9 @@ impl Engine {
     /// Pins the prompt's blocks, waiting for others to end if need be. Returns how many were there already, at most
     /// all but the last token's: that one is always computed.
     async fn reserve(&self, running: &mut Running, chain: Vec<u64>) -> usize {
-        let most = usize::try_from(running.prompt_tokens.saturating_sub(1) / u64::from(self.config.block_tokens.max(1)))
-            .unwrap_or(usize::MAX);
+        let most =
+            usize::try_from(running.prompt_tokens.saturating_sub(1) / u64::from(self.config.block_tokens.max(1)))
+                .unwrap_or(usize::MAX);
         loop {
             let released = self.blocks_released.notified();
             tokio::pin!(released);
@@ -182,11 +183,6 @@ impl Running {
             stats.prompt_tokens += self.prompt_tokens;
             stats.cached_tokens += cached_tokens;
         });
-    }
-
-    /// Seeds the text of the answer: the same prompt gets the same words.
-    pub(super) fn seed(&self) -> u64 {
-        self.pinned.as_ref().map_or(0, Pinned::tail) ^ self.prompt_tokens
     }
 
     /// Waits until the next output token is there.

@@ -208,9 +208,9 @@ fn the_echo_tells_what_arrived() {
     assert!(response.headers().contains_key("x-mock-engine"));
     let echo: Value = serde_json::from_str(&response.body_mut().read_to_string().unwrap()).unwrap();
     assert_eq!((echo["len"].as_u64(), &echo["model"]), (Some(5 << 20), &json!("some")));
-    let hash = body.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    });
+    let hash = body
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
     assert_eq!(echo["fnv1a64"], format!("{hash:016x}"));
 }
 
