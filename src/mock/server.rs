@@ -445,7 +445,7 @@ fn echo(head: &RequestHeader, body: &[u8]) -> Value {
         "transfer_encoding": text(header::TRANSFER_ENCODING),
         "version": format!("{:?}", head.version),
         "method": head.method.as_str(),
-        "path": head.uri.to_string(),
+        "path": head.uri.path_and_query().map(http::uri::PathAndQuery::as_str),
         "model": model,
         "headers": headers,
     })
