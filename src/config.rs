@@ -1,16 +1,77 @@
-//! Configuration: raw YAML → resolved [`Config`] that cannot be invalid. All errors are reported at once, each with its
-//! line and its path.
+//! Configuration: YAML text → a marked tree → a resolved [`Config`] that cannot be invalid. All errors are reported at
+//! once, each with its line, its column and its path.
+//!
+//! [`parse`] reads a file's text, [`from_flags`] a command line without one, [`parse_with`] both. [`diff`] says what a
+//! reload changes, [`to_yaml`] and [`to_json`] write the resolved form, which is itself a valid file, and [`schema`]
+//! describes files to editors. Nothing here reads files or clocks.
 
-use std::net::SocketAddr;
+mod error;
+mod flags;
+mod raw;
+mod read;
+mod reload;
+mod resolve;
+mod schema;
+pub mod unit;
+mod write;
+mod yaml;
+
+pub use error::ConfigError;
+pub use flags::Flags;
+pub use reload::{Change, diff};
+pub use schema::schema;
+pub use write::{to_json, to_yaml};
+pub use yaml::TEXT_BYTES_MAX;
+
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A whole, valid configuration.
+/// Reads the text of a configuration file.
+///
+/// # Errors
+/// Everything that is wrong with it, in the order of the file.
+pub fn parse(text: &str) -> Result<Config, Vec<ConfigError>> {
+    parse_with(text, &Flags::default())
+}
+
+/// Reads the text of a configuration file, command-line flags going before what it says.
+///
+/// # Errors
+/// Everything that is wrong with either; errors in flags have line 0 and the flag's name as path.
+pub fn parse_with(text: &str, flags: &Flags) -> Result<Config, Vec<ConfigError>> {
+    let errors = error::Errors::default();
+    let config = yaml::read(text, &errors).and_then(|mut root| {
+        flags.apply(&mut root);
+        resolve::resolve(&root, &errors)
+    });
+    finish(config, errors)
+}
+
+/// The configuration of a command line without a file: defaults, and what the flags say.
+///
+/// # Errors
+/// Everything that is wrong with the flags; at least one replica is needed.
+pub fn from_flags(flags: &Flags) -> Result<Config, Vec<ConfigError>> {
+    let errors = error::Errors::default();
+    let root = flags.tree(&errors);
+    let config = resolve::resolve(&root, &errors);
+    finish(config, errors)
+}
+
+fn finish(config: Option<Config>, errors: error::Errors) -> Result<Config, Vec<ConfigError>> {
+    match (config, errors.into_list()) {
+        (Some(config), None) => Ok(config),
+        (_, errors) => Err(errors.unwrap_or_default()),
+    }
+}
+
+/// A whole, valid configuration. The default has no replicas.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Where clients connect. At least one. Cannot change without a restart.
+    /// Where clients connect. At least one. Default 0.0.0.0:8080. Cannot change without a restart.
     pub listen: Vec<SocketAddr>,
-    /// Where people and Prometheus connect; `None` turns it off. Cannot change without a restart.
+    /// Where people and Prometheus connect; `None` turns it off. Default 127.0.0.1:9090. Cannot change without a restart.
     pub admin: Option<SocketAddr>,
     /// Shards (one pinned core each); `None` is one a core. Cannot change without a restart.
     pub shards: Option<u16>,
@@ -34,8 +95,29 @@ pub struct Config {
     pub ejection: EjectionConfig,
     /// Logs.
     pub log: LogConfig,
-    /// Paths that are not inference routes go to a replica by load alone.
+    /// Paths that are not inference routes go to a replica by load alone. Default no.
     pub passthrough: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080))],
+            admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090))),
+            shards: None,
+            process: ProcessConfig::default(),
+            replicas: Vec::new(),
+            models: Vec::new(),
+            policy: PolicyConfig::default(),
+            index: IndexConfig::default(),
+            limits: LimitsConfig::default(),
+            timeouts: TimeoutConfig::default(),
+            retry: RetryConfig::default(),
+            ejection: EjectionConfig::default(),
+            log: LogConfig::default(),
+            passthrough: false,
+        }
+    }
 }
 
 /// Process-wide settings.
@@ -45,8 +127,14 @@ pub struct ProcessConfig {
     pub pid_file: Option<PathBuf>,
     /// Unix socket over which listening sockets pass to the next process in a binary upgrade.
     pub upgrade_socket: Option<PathBuf>,
-    /// Longest wait for requests in flight at a graceful stop.
+    /// Longest wait for requests in flight at a graceful stop. Default 30 s.
     pub drain: Duration,
+}
+
+impl Default for ProcessConfig {
+    fn default() -> Self {
+        Self { pid_file: None, upgrade_socket: None, drain: Duration::from_secs(30) }
+    }
 }
 
 /// One engine endpoint.
@@ -155,6 +243,20 @@ pub struct PolicyConfig {
     pub spill_margin: u32,
 }
 
+impl Default for PolicyConfig {
+    fn default() -> Self {
+        Self {
+            name: PolicyName::default(),
+            weights: [3.0, 2.0, 2.0],
+            prefill_tokens_per_s: 8_000.0,
+            decode_slowdown: Duration::from_millis(10),
+            reuse_bonus: 0.5,
+            spill_ratio: 1.5,
+            spill_margin: 4,
+        }
+    }
+}
+
 /// The prefix index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IndexConfig {
@@ -162,6 +264,12 @@ pub struct IndexConfig {
     pub memory_mib: u32,
     /// Tokens a replica is believed to hold when neither configuration nor the replica says. Default 400,000.
     pub kv_tokens_default: u64,
+}
+
+impl Default for IndexConfig {
+    fn default() -> Self {
+        Self { memory_mib: 64, kv_tokens_default: 400_000 }
+    }
 }
 
 /// Bounds on what clients may send.
@@ -175,6 +283,12 @@ pub struct LimitsConfig {
     pub json_values: u32,
     /// Bytes of bodies in memory at once, a shard; beyond it newcomers are answered 503. Default 1 GiB.
     pub body_bytes_in_flight: u64,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self { body_bytes: 64 << 20, json_depth: 128, json_values: 4_000_000, body_bytes_in_flight: 1 << 30 }
+    }
 }
 
 /// Deadlines.
@@ -194,6 +308,19 @@ pub struct TimeoutConfig {
     pub client_idle: Duration,
 }
 
+impl Default for TimeoutConfig {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(1),
+            body: Duration::from_secs(60),
+            first_byte: Duration::from_secs(600),
+            gap: Duration::from_secs(120),
+            upstream_idle: Duration::from_secs(4),
+            client_idle: Duration::from_secs(60),
+        }
+    }
+}
+
 /// When and how often another replica is tried.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryConfig {
@@ -203,6 +330,12 @@ pub struct RetryConfig {
     pub budget: f64,
     /// Retries a second that are always allowed. Default 10.
     pub budget_floor_per_s: f64,
+}
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self { attempts: 3, budget: 0.2, budget_floor_per_s: 10.0 }
+    }
 }
 
 /// When a failing replica is left out, and for how long.
@@ -218,6 +351,12 @@ pub struct EjectionConfig {
     pub max_percent: u8,
 }
 
+impl Default for EjectionConfig {
+    fn default() -> Self {
+        Self { consecutive_failures: 3, base: Duration::from_secs(2), max: Duration::from_secs(60), max_percent: 50 }
+    }
+}
+
 /// Log format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
@@ -228,38 +367,36 @@ pub enum LogFormat {
     Text,
 }
 
+impl LogFormat {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Text, Self::Json];
+
+    /// The name in configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Text => "text",
+        }
+    }
+}
+
 /// Logs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogConfig {
     /// Format.
     pub format: LogFormat,
-    /// Filter as `tracing` reads it: `info`, `emberlane=debug`, …
+    /// Filter as `tracing` reads it: `info`, `emberlane=debug`, … Default `info`.
     pub level: String,
     /// Share of requests that get an access line, 0 to 1; failures always do, at most 100 a second. Default 0.
     pub access_sample: f64,
 }
 
-/// Why a pool may be empty or a body refused is told by [`crate::reject::Reject`]; this is for files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    /// Line in the file, from 1; 0 when the error has no place (a command-line flag).
-    pub line: u32,
-    /// Column, from 1; 0 when unknown.
-    pub column: u32,
-    /// Path such as `replicas[2].url`.
-    pub path: String,
-    /// What is wrong and what to do.
-    pub message: String,
-}
-
-impl std::fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.line > 0 {
-            write!(f, "line {}: ", self.line)?;
-        }
-        if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
-        }
-        f.write_str(&self.message)
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::default(), level: "info".to_owned(), access_sample: 0.0 }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! Made-up text and made-up configurations: no panic, and nothing lost between writing and reading.
+
+use std::time::Duration;
+
+use super::*;
+
+#[test]
+fn any_text_is_an_answer() {
+    bolero::check!().with_type::<Vec<u8>>().for_each(|bytes| {
+        let _ = parse(&String::from_utf8_lossy(bytes));
+    });
+}
+
+#[test]
+fn a_file_cut_or_mangled_anywhere_is_an_answer() {
+    let text = conf("emberlane.yaml");
+    let bytes = text.as_bytes();
+    bolero::check!().with_type::<(u16, u16, u8)>().for_each(|&(cut, place, byte)| {
+        let mut mangled = bytes[usize::from(cut) % bytes.len()..].to_vec();
+        let place = usize::from(place) % mangled.len();
+        mangled[place] = byte;
+        for error in parse(&String::from_utf8_lossy(&mangled)).err().into_iter().flatten() {
+            assert!(!error.message.is_empty());
+            assert!(usize::try_from(error.line).unwrap() <= text.lines().count() + 1);
+        }
+    });
+}
+
+const AWKWARD: [char; 24] = [
+    'a', 'Z', '0', ' ', ':', '#', '"', '\\', '-', '\'', '{', '[', ',', '&', '*', '!', '%', '@', '~', 'é', '🔥',
+    '\u{feff}', '\u{2028}', '|',
+];
+const AWKWARD_IDS: [&str; 8] = ["null", "1e3", "off", "true", "#x", "a:", "-", "'"];
+
+fn text(r: &mut fastrand::Rng) -> String {
+    (0..r.usize(1..12)).map(|_| AWKWARD[r.usize(..AWKWARD.len())]).collect()
+}
+
+fn span(r: &mut fastrand::Rng, low_ms: u64, high_ms: u64) -> Duration {
+    Duration::from_micros(r.u64(low_ms * 1000..high_ms * 1000))
+}
+
+fn replica(r: &mut fastrand::Rng, n: usize) -> ReplicaConfig {
+    let url: url::Url = format!("http://host{n}:{}", r.u16(1..)).parse().unwrap();
+    ReplicaConfig {
+        id: if r.bool() { resolve::endpoint(&url) } else { AWKWARD_IDS[n].to_owned() },
+        url,
+        models: (0..r.usize(0..3)).map(|_| text(r)).collect(),
+        slots: r.bool().then(|| r.u32(1..1000)),
+        kv_tokens: r.bool().then(|| r.u64(1..1_000_000_000)),
+        prefill_tokens_per_s: r.bool().then(|| 1.0 + r.f64() * 1e6),
+    }
+}
+
+fn policy(r: &mut fastrand::Rng) -> PolicyConfig {
+    PolicyConfig {
+        name: PolicyName::ALL[r.usize(0..7)],
+        weights: [r.f64() * 10.0, r.f64(), 1.0],
+        prefill_tokens_per_s: 1.0 + r.f64() * 1e5,
+        decode_slowdown: span(r, 0, 100),
+        reuse_bonus: r.f64(),
+        spill_ratio: 1.0 + r.f64(),
+        spill_margin: r.u32(0..100),
+    }
+}
+
+/// Any valid configuration, from a seed.
+fn arbitrary(seed: u64) -> Config {
+    let r = &mut fastrand::Rng::with_seed(seed);
+    let replicas: Vec<ReplicaConfig> = (0..r.usize(0..5)).map(|n| replica(r, n)).collect();
+    let served: Option<String> = replicas.iter().find_map(|replica| replica.models.first().cloned());
+    let base = span(r, 1, 1000);
+    Config {
+        listen: (0..r.u16(1..4)).map(|n| SocketAddr::from(([10, 0, 0, 1], 1000 + n))).collect(),
+        admin: r.bool().then(|| "[::1]:9090".parse().unwrap()),
+        shards: r.bool().then(|| r.u16(1..=1024)),
+        process: ProcessConfig {
+            pid_file: r.bool().then(|| format!("/run/{}", text(r)).into()),
+            upgrade_socket: r.bool().then(|| text(r).into()),
+            drain: span(r, 0, 60_000),
+        },
+        replicas,
+        models: served.map(|served_as| ModelConfig { name: text(r), served_as }).into_iter().collect(),
+        policy: policy(r),
+        index: IndexConfig { memory_mib: r.u32(1..=1 << 20), kv_tokens_default: r.u64(1..1_000_000_000) },
+        limits: LimitsConfig {
+            body_bytes: r.u64(1024..1 << 30),
+            json_depth: r.u16(1..=1024),
+            json_values: r.u32(1..=100_000_000),
+            body_bytes_in_flight: r.u64(1 << 30..1 << 40),
+        },
+        timeouts: TimeoutConfig {
+            connect: span(r, 1, 1000),
+            body: span(r, 1, 1000),
+            first_byte: span(r, 1, 1_000_000),
+            gap: span(r, 1, 1000),
+            upstream_idle: span(r, 1, 1000),
+            client_idle: Duration::from_secs(r.u64(1..86_400)),
+        },
+        retry: RetryConfig { attempts: r.u8(1..=10), budget: r.f64(), budget_floor_per_s: r.f64() * 100.0 },
+        ejection: EjectionConfig {
+            consecutive_failures: r.u32(1..100),
+            base,
+            max: base + span(r, 0, 1000),
+            max_percent: r.u8(0..=100),
+        },
+        log: LogConfig {
+            format: LogFormat::ALL[r.usize(0..2)],
+            level: ["info", "emberlane=debug", "warn,emberlane=trace"][r.usize(0..3)].to_owned(),
+            access_sample: r.f64(),
+        },
+        passthrough: r.bool(),
+    }
+}
+
+#[test]
+fn what_check_prints_reads_back_the_same() {
+    bolero::check!().with_type::<u64>().for_each(|&seed| {
+        let config = arbitrary(seed);
+        let printed = to_yaml(&config);
+        match parse(&printed) {
+            Ok(read) => assert_eq!(read, config),
+            Err(errors) => panic!("{printed}\n{}", shown(&errors)),
+        }
+    });
+}
+
+#[test]
+fn a_diff_is_empty_exactly_when_nothing_differs() {
+    bolero::check!().with_type::<(u64, u64)>().for_each(|&(a, b)| {
+        let (a, b) = (arbitrary(a), arbitrary(b));
+        assert_eq!(diff(&a, &a), Vec::new());
+        assert_eq!(diff(&a, &b).is_empty(), a == b);
+    });
+}
