@@ -25,10 +25,7 @@ use self::client::Client;
 use self::histogram::Histogram;
 use self::traffic::{Session, Traffic};
 use crate::clock::Clock;
-use crate::config::{
-    Config, EjectionConfig, IndexConfig, LimitsConfig, LogConfig, LogFormat, PolicyConfig, PolicyName, ProcessConfig,
-    ReplicaConfig, RetryConfig, TimeoutConfig,
-};
+use crate::config::{Config, IndexConfig, LogConfig, PolicyConfig, PolicyName, ProcessConfig, ReplicaConfig};
 use crate::mock::{MockEngine, MockEngineConfig, MockStats};
 
 pub use self::board::FleetReport;
@@ -296,42 +293,12 @@ fn gateway_config(
         listen: vec![listen],
         admin,
         shards: Some(1),
-        process: ProcessConfig { pid_file: None, upgrade_socket: None, drain: Duration::from_secs(1) },
+        process: ProcessConfig { drain: Duration::from_secs(1), ..ProcessConfig::default() },
         replicas: replicas.collect::<Result<_, String>>()?,
-        models: Vec::new(),
-        policy: PolicyConfig {
-            name: policy,
-            weights: [3.0, 2.0, 2.0],
-            prefill_tokens_per_s: 8_000.0,
-            decode_slowdown: Duration::from_millis(10),
-            reuse_bonus: 0.5,
-            spill_ratio: 1.5,
-            spill_margin: 4,
-        },
-        index: IndexConfig { memory_mib: 16, kv_tokens_default: 400_000 },
-        limits: LimitsConfig {
-            body_bytes: 64 << 20,
-            json_depth: 128,
-            json_values: 4_000_000,
-            body_bytes_in_flight: 1 << 30,
-        },
-        timeouts: TimeoutConfig {
-            connect: Duration::from_secs(1),
-            body: Duration::from_secs(60),
-            first_byte: Duration::from_secs(60),
-            gap: Duration::from_secs(30),
-            upstream_idle: Duration::from_secs(4),
-            client_idle: Duration::from_secs(60),
-        },
-        retry: RetryConfig { attempts: 3, budget: 0.2, budget_floor_per_s: 10.0 },
-        ejection: EjectionConfig {
-            consecutive_failures: 3,
-            base: Duration::from_secs(2),
-            max: Duration::from_secs(60),
-            max_percent: 50,
-        },
-        log: LogConfig { format: LogFormat::Text, level: "warn".to_owned(), access_sample: 0.0 },
-        passthrough: false,
+        policy: PolicyConfig { name: policy, ..PolicyConfig::default() },
+        index: IndexConfig { memory_mib: 16, ..IndexConfig::default() },
+        log: LogConfig { level: "warn".to_owned(), ..LogConfig::default() },
+        ..Config::default()
     })
 }
 

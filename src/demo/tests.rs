@@ -38,7 +38,11 @@ impl HttpServerApp for Forwarder {
         }
         let number = if self.by_prompt {
             // The team's number stands early in its system prompt; one-off prompts differ from the start.
-            body.iter().take(200).fold(7_usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(usize::from(*byte)))
+            let start = body.windows(9).position(|bytes| bytes == b"\"content\"").unwrap_or(0);
+            body.iter()
+                .skip(start)
+                .take(40)
+                .fold(7_usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(usize::from(*byte)))
         } else {
             self.turn.fetch_add(1, Ordering::Relaxed)
         };
@@ -81,6 +85,7 @@ impl Drop for StandIn {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape of a gateway's start")]
 fn stand_in(config: Config) -> Result<Box<dyn RunningGateway>, String> {
     let listener = TcpListener::bind(config.listen[0]).map_err(|error| error.to_string())?;
     listener.set_nonblocking(true).unwrap();

@@ -5,6 +5,15 @@ use serde_json::{Value, json};
 
 use crate::parse::Api;
 
+/// The four forms of generated text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Chat,
+    Text,
+    Response,
+    Message,
+}
+
 /// All that the parts of one answer have in common.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
@@ -23,6 +32,16 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// What this API generates; those that generate nothing share the form of completions for their usage.
+    const fn form(&self) -> Form {
+        match self.api {
+            Api::ChatCompletions => Form::Chat,
+            Api::Responses => Form::Response,
+            Api::Messages | Api::CountTokens => Form::Message,
+            Api::Completions | Api::Embeddings | Api::Rerank | Api::Tokenize | Api::Detokenize => Form::Text,
+        }
+    }
+
     fn id(&self) -> String {
         let prefix = match self.api {
             Api::ChatCompletions => "chatcmpl",
@@ -37,9 +56,9 @@ impl Answer {
     }
 
     const fn finish_reason(&self) -> &'static str {
-        match (self.api, self.is_cut) {
-            (Api::Messages, true) => "max_tokens",
-            (Api::Messages, false) => "end_turn",
+        match (self.form(), self.is_cut) {
+            (Form::Message, true) => "max_tokens",
+            (Form::Message, false) => "end_turn",
             (_, true) => "length",
             (_, false) => "stop",
         }
@@ -48,8 +67,8 @@ impl Answer {
     /// `usage`, as this API has it.
     pub(super) fn usage(&self) -> Value {
         let (prompt, cached, output) = (self.prompt_tokens, self.cached_tokens, self.output_tokens);
-        match self.api {
-            Api::Responses => json!({
+        match self.form() {
+            Form::Response => json!({
                 "input_tokens": prompt,
                 "input_tokens_details": {"cached_tokens": cached},
                 "output_tokens": output,
@@ -57,14 +76,13 @@ impl Answer {
                 "total_tokens": prompt + output,
             }),
             // Anthropic counts what was read from the cache apart.
-            Api::Messages | Api::CountTokens => json!({
+            Form::Message => json!({
                 "input_tokens": prompt - cached,
                 "cache_creation_input_tokens": 0,
                 "cache_read_input_tokens": cached,
                 "output_tokens": output,
             }),
-            Api::Embeddings => json!({"prompt_tokens": prompt, "total_tokens": prompt}),
-            _ => json!({
+            Form::Chat | Form::Text => json!({
                 "prompt_tokens": prompt,
                 "completion_tokens": output,
                 "total_tokens": prompt + output,
@@ -76,14 +94,14 @@ impl Answer {
     /// The whole answer at once; `texts` has one text a prompt.
     pub(super) fn whole(&self, texts: &[String]) -> Value {
         let text = texts.first().map_or("", String::as_str);
-        match self.api {
-            Api::Responses => self.response("completed", Some(text)),
-            Api::Messages => json!({
+        match self.form() {
+            Form::Response => self.response("completed", Some(text)),
+            Form::Message => json!({
                 "id": self.id(), "type": "message", "role": "assistant", "model": self.model,
                 "content": [{"type": "text", "text": text}],
                 "stop_reason": self.finish_reason(), "stop_sequence": null, "usage": self.usage(),
             }),
-            Api::ChatCompletions => json!({
+            Form::Chat => json!({
                 "id": self.id(), "object": "chat.completion", "created": self.created, "model": self.model,
                 "choices": [{
                     "index": 0, "message": {"role": "assistant", "content": text},
@@ -91,7 +109,7 @@ impl Answer {
                 }],
                 "usage": self.usage(),
             }),
-            _ => {
+            Form::Text => {
                 let choices: Vec<Value> = texts
                     .iter()
                     .enumerate()
@@ -110,11 +128,11 @@ impl Answer {
     /// What a stream sends before its first word.
     pub(super) fn stream_start(&self) -> Bytes {
         let mut events = String::new();
-        match self.api {
-            Api::ChatCompletions => {
+        match self.form() {
+            Form::Chat => {
                 data(&mut events, &self.chat_chunk(&json!({"role": "assistant", "content": ""}), None));
             }
-            Api::Responses => {
+            Form::Response => {
                 for (number, kind) in ["response.created", "response.in_progress"].into_iter().enumerate() {
                     let response = self.response("in_progress", None);
                     event(&mut events, kind, json!({"sequence_number": number, "response": response}));
@@ -129,7 +147,7 @@ impl Answer {
                 let added = self.response_part(3, &json!({"part": part}));
                 event(&mut events, "response.content_part.added", added);
             }
-            Api::Messages => {
+            Form::Message => {
                 let mut message = self.whole(&[]);
                 if let Some(fields) = message.as_object_mut() {
                     fields.insert("content".to_owned(), json!([]));
@@ -142,7 +160,7 @@ impl Answer {
                 let block = json!({"index": 0, "content_block": {"type": "text", "text": ""}});
                 event(&mut events, "content_block_start", block);
             }
-            _ => {}
+            Form::Text => {}
         }
         events.into()
     }
@@ -150,17 +168,19 @@ impl Answer {
     /// Word `at` of the answer to prompt `index`.
     pub(super) fn stream_word(&self, index: usize, at: u32, word: &str) -> Bytes {
         let mut events = String::with_capacity(256);
-        match self.api {
-            Api::ChatCompletions => data(&mut events, &self.chat_chunk(&json!({"content": word}), None)),
-            Api::Responses => {
+        match self.form() {
+            Form::Chat => data(&mut events, &self.chat_chunk(&json!({"content": word}), None)),
+            Form::Response => {
                 let delta = self.response_part(u64::from(at) + 4, &json!({"delta": word, "logprobs": []}));
                 event(&mut events, "response.output_text.delta", delta);
             }
-            Api::Messages => {
+            Form::Message => {
                 let delta = json!({"index": 0, "delta": {"type": "text_delta", "text": word}});
                 event(&mut events, "content_block_delta", delta);
             }
-            _ => data(&mut events, &self.text_chunk(&json!([{"index": index, "text": word, "finish_reason": null}]))),
+            Form::Text => {
+                data(&mut events, &self.text_chunk(&json!([{"index": index, "text": word, "finish_reason": null}])))
+            }
         }
         events.into()
     }
@@ -169,12 +189,12 @@ impl Answer {
     pub(super) fn stream_prompt_end(&self, index: usize) -> Bytes {
         let mut events = String::new();
         let reason = self.finish_reason();
-        match self.api {
-            Api::ChatCompletions => data(&mut events, &self.chat_chunk(&json!({}), Some(reason))),
-            Api::Completions => {
+        match self.form() {
+            Form::Chat => data(&mut events, &self.chat_chunk(&json!({}), Some(reason))),
+            Form::Text => {
                 data(&mut events, &self.text_chunk(&json!([{"index": index, "text": "", "finish_reason": reason}])));
             }
-            _ => {}
+            Form::Response | Form::Message => {}
         }
         events.into()
     }
@@ -182,8 +202,8 @@ impl Answer {
     /// What a stream sends last.
     pub(super) fn stream_end(&self, text: &str) -> Bytes {
         let mut events = String::new();
-        match self.api {
-            Api::Responses => {
+        match self.form() {
+            Form::Response => {
                 let number = self.output_tokens + 4;
                 let item = self.response_item("completed", text);
                 let part = item.pointer("/content/0").cloned();
@@ -196,17 +216,18 @@ impl Answer {
                 let response = self.response("completed", Some(text));
                 event(&mut events, "response.completed", json!({"sequence_number": number + 3, "response": response}));
             }
-            Api::Messages => {
+            Form::Message => {
                 event(&mut events, "content_block_stop", json!({"index": 0}));
                 let delta = json!({"stop_reason": self.finish_reason(), "stop_sequence": null});
                 event(&mut events, "message_delta", json!({"delta": delta, "usage": self.usage()}));
                 event(&mut events, "message_stop", json!({}));
             }
-            _ => {
+            Form::Chat | Form::Text => {
                 if self.include_usage {
-                    let mut chunk = match self.api {
-                        Api::ChatCompletions => self.chat_chunk(&json!({}), None),
-                        _ => self.text_chunk(&json!([])),
+                    let mut chunk = if self.form() == Form::Chat {
+                        self.chat_chunk(&json!({}), None)
+                    } else {
+                        self.text_chunk(&json!([]))
                     };
                     if let Some(fields) = chunk.as_object_mut() {
                         fields.insert("choices".to_owned(), json!([]));

@@ -36,11 +36,6 @@ impl Pinned {
     pub(super) const fn len(&self) -> usize {
         self.chain.len()
     }
-
-    /// Hash of the last block; 0 without any.
-    pub(super) fn tail(&self) -> u64 {
-        self.chain.last().copied().unwrap_or(0)
-    }
 }
 
 impl BlockCache {
@@ -233,11 +228,9 @@ mod tests {
                         let pinned = held.swap_remove(usize::from(family) % held.len());
                         cache.release(&pinned, usize::from(length));
                     }
-                    _ => {
-                        if let Some(last) = held.last_mut() {
-                            cache.extend(last, &[u64::from(family) + 1_000]);
-                        }
-                    }
+                    _ => held.iter_mut().next_back().into_iter().for_each(|last| {
+                        cache.extend(last, &[u64::from(family) + 1_000]);
+                    }),
                 }
                 assert!(cache.len() <= cache.capacity());
                 assert_eq!(cache.blocks.values().filter(|block| block.pins == 0).count(), cache.free.len());

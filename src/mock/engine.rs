@@ -185,11 +185,6 @@ impl Running {
         });
     }
 
-    /// Seeds the text of the answer: the same prompt gets the same words.
-    pub(super) fn seed(&self) -> u64 {
-        self.pinned.as_ref().map_or(0, Pinned::tail) ^ self.prompt_tokens
-    }
-
     /// Waits until the next output token is there.
     pub(super) async fn token(&mut self) {
         let config = self.engine.config();

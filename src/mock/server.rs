@@ -76,7 +76,7 @@ impl HttpServerApp for App {
         if !session.read_request().await.ok()? {
             return None;
         }
-        self.serve(session).await
+        self.serve(Box::new(session)).await
     }
 }
 
@@ -88,7 +88,7 @@ impl App {
         Self { engine, faults, id, answers: AtomicU64::new(0), options }
     }
 
-    async fn serve(&self, mut session: ServerSession) -> Reuse {
+    async fn serve(&self, mut session: Box<ServerSession>) -> Reuse {
         let head = session.req_header();
         let (method, path) = (head.method.clone(), head.uri.path().to_owned());
         if path.starts_with("/mock/") {
@@ -198,7 +198,7 @@ impl App {
         }
     }
 
-    async fn infer(&self, session: ServerSession, api: Api, body: &[u8], plan: &Plan) -> Reuse {
+    async fn infer(&self, session: Box<ServerSession>, api: Api, body: &[u8], plan: &Plan) -> Reuse {
         let config = self.engine.config();
         let refusal = match Work::parse(api, body, config.bytes_per_token) {
             Err(error) => Plain::error(Some(api), 400, &error.to_string()),
@@ -229,7 +229,7 @@ impl App {
         }
     }
 
-    async fn whole(&self, mut session: ServerSession, work: Work, plan: &Plan) -> Reuse {
+    async fn whole(&self, mut session: Box<ServerSession>, work: Work, plan: &Plan) -> Reuse {
         let plain = match work.api {
             Api::CountTokens => Plain::json(200, &json!({"input_tokens": work.prompts.first().map_or(0, Tokens::len)})),
             Api::Tokenize => Plain::json(200, &tokenized(&work, self.engine.config())),
@@ -237,7 +237,12 @@ impl App {
                 let text = work.prompts.first().map_or_else(String::new, Tokens::text);
                 Plain::json(200, &json!({"prompt": text}))
             }
-            _ => unless_gone(&mut session, self.run(work)).await?,
+            Api::ChatCompletions
+            | Api::Completions
+            | Api::Responses
+            | Api::Messages
+            | Api::Embeddings
+            | Api::Rerank => unless_gone(&mut session, Box::pin(self.run(work))).await?,
         };
         self.reply(session, plain, plan.close).await
     }
@@ -253,7 +258,7 @@ impl App {
             };
             answer.prompt_tokens += running.prompt_tokens;
             answer.cached_tokens += running.cached_tokens;
-            let (seed, mut text) = (running.seed(), String::new());
+            let (seed, mut text) = (tokens.seed(), String::new());
             if generates(work.api) {
                 for at in 0..work.max_tokens {
                     running.token().await;
@@ -266,18 +271,18 @@ impl App {
             seeds.push(seed);
             texts.push(text);
         }
-        Plain::json(
-            200,
-            &match work.api {
-                Api::Embeddings => answer::embeddings(&answer, &seeds),
-                Api::Rerank => answer::rerank(&answer, &seeds),
-                _ => answer.whole(&texts),
-            },
-        )
+        let value = if work.api == Api::Embeddings {
+            answer::embeddings(&answer, &seeds)
+        } else if work.api == Api::Rerank {
+            answer::rerank(&answer, &seeds)
+        } else {
+            answer.whole(&texts)
+        };
+        Plain::json(200, &value)
     }
 
     /// Runs the prompts one after the other and sends each word as it comes.
-    async fn stream(&self, mut session: ServerSession, mut work: Work, plan: &Plan) -> Reuse {
+    async fn stream(&self, mut session: Box<ServerSession>, mut work: Work, plan: &Plan) -> Reuse {
         let bytes_per_token = self.engine.config().bytes_per_token;
         let mut answer = self.answer(&work);
         let (mut text, mut chunks) = (String::new(), 0_u32);
@@ -301,7 +306,7 @@ impl App {
                 self.stream_head(&mut session).await?;
                 is_started = true;
             }
-            let (seed, prior) = (running.seed(), text.len());
+            let (seed, prior) = (tokens.seed(), text.len());
             for at in 0..work.max_tokens {
                 unless_gone(&mut session, running.token()).await?;
                 if plan.close == Some(CloseAt::Mid) && chunks >= plan.close_after_chunks {
@@ -348,7 +353,7 @@ impl App {
     }
 
     /// Sends a plain answer; with `close` in its middle, half of it.
-    async fn reply(&self, mut session: ServerSession, plain: Plain, close: Option<CloseAt>) -> Reuse {
+    async fn reply(&self, mut session: Box<ServerSession>, plain: Plain, close: Option<CloseAt>) -> Reuse {
         let mut head = self.head(plain.status, plain.content_type)?;
         head.set_content_length(plain.body.len()).ok()?;
         if let Some(seconds) = plain.retry_after_s {
@@ -390,15 +395,15 @@ async fn send(session: &mut ServerSession, chunk: Bytes) -> Option<()> {
     if chunk.is_empty() { Some(()) } else { session.write_response_body(chunk, false).await.ok() }
 }
 
-async fn reuse(session: ServerSession) -> Reuse {
+async fn reuse(session: Box<ServerSession>) -> Reuse {
     let settings = HttpPersistentSettings::for_session(&session);
     let stream = session.finish().await.ok()??;
     Some(ReusedHttpStream::from_reusable_stream(stream, settings))
 }
 
 /// Writes bytes that no HTTP client understands. HTTP/2 streams are closed.
-async fn garbage(session: ServerSession) -> Reuse {
-    if let ServerSession::H1(session) = session {
+async fn garbage(session: Box<ServerSession>) -> Reuse {
+    if let ServerSession::H1(session) = *session {
         let mut stream = session.into_inner();
         stream.write_all(b"\x16\x03\x01 this is not HTTP \xff\xfe\r\n\r\n\0\0\0\0").await.ok()?;
         stream.flush().await.ok()?;
@@ -440,7 +445,7 @@ fn echo(head: &RequestHeader, body: &[u8]) -> Value {
         "transfer_encoding": text(header::TRANSFER_ENCODING),
         "version": format!("{:?}", head.version),
         "method": head.method.as_str(),
-        "path": head.uri.to_string(),
+        "path": head.uri.path_and_query().map(http::uri::PathAndQuery::as_str),
         "model": model,
         "headers": headers,
     })

@@ -224,6 +224,26 @@ fn chunked_and_expecting_bodies_arrive() {
     assert!(answer.contains("\"len\":11") && answer.contains("\"transfer_encoding\":\"chunked\""), "{answer}");
 }
 
+#[tokio::test]
+async fn http_2_without_tls_is_taken_too() {
+    let engine = MockEngine::start(MockEngineConfig::default()).unwrap();
+    let stream = tokio::net::TcpStream::connect(engine.addr()).await.unwrap();
+    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::post(format!("http://{}/v1/chat/completions", engine.addr())).body(()).unwrap();
+    let mut client = client.ready().await.unwrap();
+    let (response, mut body) = client.send_request(request, false).unwrap();
+    let mut chat = chat(9);
+    chat["stream"] = json!(true);
+    body.send_data(chat.to_string().into(), true).unwrap();
+    let mut answer = response.await.unwrap().into_body();
+    let mut text = Vec::new();
+    while let Some(chunk) = answer.data().await {
+        text.extend_from_slice(&chunk.unwrap());
+    }
+    assert!(text.ends_with(b"data: [DONE]\n\n"));
+}
+
 #[test]
 fn engines_come_and_go_on_one_address() {
     let mut listen = MockEngineConfig::default().listen;
