@@ -13,7 +13,7 @@
 mod choice;
 mod shared;
 
-pub use choice::{Choice, Decision, Reason};
+pub use choice::{Choice, Decision, PASSTHROUGH, Reason};
 pub use shared::{Limits, Shared, SharedConfig, Snapshot, TokenRatios};
 
 use crate::clock::Now;
@@ -153,7 +153,7 @@ impl Decider {
         let (stream, output_tokens_max, model_span) =
             (request.stream, request.output_tokens_max, request.model_span.clone());
         let pool = pool.id;
-        let mut placement = self.place(shared, snapshot, api, pool, affinity_key, prompt_bytes, now)?;
+        let mut placement = self.place(shared, snapshot, Some(api), pool, affinity_key, prompt_bytes, now)?;
         placement.stream = stream;
         placement.output_tokens_max = output_tokens_max;
         placement.model_span = model_span;
@@ -166,7 +166,7 @@ impl Decider {
         &mut self,
         shared: &Shared,
         snapshot: &Snapshot,
-        api: Api,
+        api: Option<Api>,
         pool: PoolId,
         affinity_key: u64,
         prompt_bytes: usize,
@@ -174,7 +174,8 @@ impl Decider {
     ) -> Result<Placement, Reject> {
         let id = DecisionId(self.next_id);
         self.next_id = self.next_id.wrapping_add(self.id_step);
-        let prompt_tokens = if api.leaves_cache() { snapshot.ratios.tokens(pool, prompt_bytes) } else { 0.0 };
+        let prompt_tokens =
+            if api.is_some_and(Api::leaves_cache) { snapshot.ratios.tokens(pool, prompt_bytes) } else { 0.0 };
         let mut placement = Placement {
             decision: Decision::new(id, api, pool, now, prompt_bytes, prompt_tokens),
             stream: false,
@@ -207,7 +208,7 @@ impl Decider {
         let pool = snapshot.fleet.pools.iter().max_by_key(|pool| pool.members.len()).ok_or(Reject::NoReplica)?;
         self.chain.clear();
         let affinity_key = self.rng.u64(..);
-        self.place(shared, snapshot, Api::Passthrough, pool.id, affinity_key, 0, now)
+        self.place(shared, snapshot, None, pool.id, affinity_key, 0, now)
     }
 
     /// Places a request that failed where it was once more, at a replica it has not tried.

@@ -50,7 +50,7 @@ impl Answer {
             Api::Messages | Api::CountTokens => "msg",
             Api::Embeddings => "embd",
             Api::Rerank => "rerank",
-            Api::Tokenize | Api::Detokenize | Api::Passthrough => "tok",
+            Api::Tokenize | Api::Detokenize => "tok",
         };
         format!("{prefix}_{:016x}", self.number)
     }

@@ -171,7 +171,6 @@ fn prompts(api: Api, json: &Value, bytes_per_token: f64) -> Result<Vec<Tokens>, 
             (None, Some(messages)) => Ok(one(chat(json, messages))),
             _ => Err(BadBody::Field("prompt")),
         },
-        Api::Passthrough => Ok(Vec::new()),
         Api::Detokenize => {
             let ids = json.get("tokens").and_then(token_ids).ok_or(BadBody::Field("tokens"))?;
             Ok(vec![Tokens::from_ids(&ids, bytes_per_token)])

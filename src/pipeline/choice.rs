@@ -9,6 +9,9 @@ use crate::policy::{Pick, View};
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
 
+/// Name of the route of paths that are passed through.
+pub const PASSTHROUGH: &str = "passthrough";
+
 /// Why a replica was picked, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -76,8 +79,8 @@ impl Choice {
 pub struct Decision {
     /// Number.
     pub id: DecisionId,
-    /// Route.
-    pub api: Api,
+    /// What it speaks; `None` for a path that is passed through.
+    pub api: Option<Api>,
     /// Pool.
     pub pool: PoolId,
     /// When.
@@ -103,7 +106,7 @@ pub struct Decision {
 impl Decision {
     pub(super) fn new(
         id: DecisionId,
-        api: Api,
+        api: Option<Api>,
         pool: PoolId,
         at: Now,
         prompt_bytes: usize,
@@ -131,6 +134,12 @@ impl Decision {
             reason: Reason::Cold,
             priced: false,
         }
+    }
+
+    /// Name of its route in metrics, records and logs.
+    #[must_use]
+    pub fn route(&self) -> &'static str {
+        self.api.map_or(PASSTHROUGH, Api::as_str)
     }
 
     /// The decision in plain words; `name` gives a replica's id.

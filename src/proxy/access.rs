@@ -3,7 +3,7 @@
 use super::shard::Shard;
 use crate::clock::Now;
 use crate::parse::Api;
-use crate::pipeline::{Placement, Snapshot};
+use crate::pipeline::{PASSTHROUGH, Placement, Snapshot};
 use crate::telemetry::record::Ending;
 use parking_lot::Mutex;
 
@@ -43,7 +43,13 @@ impl Sampler {
 }
 
 /// Writes the request's line, if it is to have one.
-pub(super) fn log(shard: &Shard, snapshot: &Snapshot, api: Api, placement: Option<&Placement>, ending: &Ending) {
+pub(super) fn log(
+    shard: &Shard,
+    snapshot: &Snapshot,
+    api: Option<Api>,
+    placement: Option<&Placement>,
+    ending: &Ending,
+) {
     let failed = ending.status >= 500 || ending.reject.is_some_and(|reject| reject.status() >= 500);
     let share = snapshot.config.log.access_sample;
     if (share <= 0.0 && !failed) || !shard.access.takes(share, failed, shard.core.clock.now()) {
@@ -52,7 +58,7 @@ pub(super) fn log(shard: &Shard, snapshot: &Snapshot, api: Api, placement: Optio
     let replica = placement.and_then(|p| snapshot.fleet.replica(p.decision.chosen.slot));
     tracing::info!(
         target: "emberlane::access",
-        api = api.as_str(),
+        api = api.map_or(PASSTHROUGH, Api::as_str),
         status = ending.status,
         code = ending.reject.map(crate::reject::Reject::code),
         replica = replica.map(|replica| replica.config.id.as_str()),

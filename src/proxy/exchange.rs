@@ -42,7 +42,8 @@ pub(super) struct Exchange<'e> {
     pub(super) shard: &'e Shard,
     pub(super) session: &'e mut ServerSession,
     pub(super) snapshot: Arc<Snapshot>,
-    pub(super) api: Api,
+    /// What it speaks; `None` for a path that is passed through.
+    pub(super) api: Option<Api>,
     pub(super) dialect: Dialect,
     pub(super) started: Now,
 }
@@ -92,10 +93,9 @@ impl Exchange<'_> {
         let core = &self.shard.core;
         let before = core.clock.now();
         let mut decider = self.shard.decider.lock();
-        let placed = if self.api == Api::Passthrough {
-            decider.place_blind(&core.shared, &self.snapshot, before)
-        } else {
-            decider.decide(&core.shared, &self.snapshot, self.api, &body.bytes, hints, before)
+        let placed = match self.api {
+            Some(api) => decider.decide(&core.shared, &self.snapshot, api, &body.bytes, hints, before),
+            None => decider.place_blind(&core.shared, &self.snapshot, before),
         };
         drop(decider);
         self.shard.metrics.decide.observe(core.clock.now().seconds_since(before));
@@ -227,7 +227,8 @@ impl Exchange<'_> {
                 return Outcome::rejected(Some(placement), reject, reusable);
             }
         };
-        let reader = if is_stream { AnswerReader::for_stream(self.api) } else { AnswerReader::for_json(self.api) };
+        let reader =
+            self.api.map(|api| if is_stream { AnswerReader::for_stream(api) } else { AnswerReader::for_json(api) });
         let relay = Relay {
             shard: self.shard,
             session: self.session,
@@ -288,11 +289,11 @@ impl Exchange<'_> {
             shared.learn_time(placement, 1.0, first.seconds_since(sent_at));
         }
         let Usage { prompt_tokens, cached_tokens, output_tokens } = seen.usage;
-        if let (Some(tokens), true) = (output_tokens, self.api.leaves_cache()) {
+        if let (Some(tokens), true) = (output_tokens, self.api.is_some_and(Api::leaves_cache)) {
             #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^52")]
             shared.learn_time(placement, (tokens as f64).max(1.0), total);
         }
-        if let (Some(tokens), true) = (prompt_tokens, self.api.leaves_cache()) {
+        if let (Some(tokens), true) = (prompt_tokens, self.api.is_some_and(Api::leaves_cache)) {
             shared.learn_tokens(&self.snapshot, placement, tokens);
             if let Some(cached) = cached_tokens {
                 let predicted = f64::from(placement.decision.chosen.warm_tokens);

@@ -49,7 +49,8 @@ pub(super) struct Relay<'r> {
     pub(super) shard: &'r Shard,
     pub(super) session: &'r mut ServerSession,
     pub(super) flight: &'r mut Flight,
-    pub(super) reader: AnswerReader,
+    /// `None` for a path that is passed through.
+    pub(super) reader: Option<AnswerReader>,
     pub(super) dialect: Dialect,
     pub(super) timeouts: &'r TimeoutConfig,
     pub(super) is_stream: bool,
@@ -70,7 +71,7 @@ impl Relay<'_> {
         if self.session.write_response_header(Box::new(head)).await.is_ok() {
             seen.end = self.pass(&mut answer, &mut seen).await;
         }
-        seen.usage = self.reader.finish();
+        seen.usage = self.reader.as_mut().map(AnswerReader::finish).unwrap_or_default();
         match seen.end {
             End::Complete => {
                 let Answer { upstream, peer, .. } = answer;
@@ -125,7 +126,7 @@ impl Relay<'_> {
 
     fn note(&mut self, bytes: &Bytes, seen: &mut Seen) {
         seen.bytes += bytes.len() as u64;
-        let tokens = self.reader.feed(bytes).tokens;
+        let tokens = self.reader.as_mut().map_or(0, |reader| reader.feed(bytes).tokens);
         if seen.bytes == bytes.len() as u64 && !self.is_stream {
             self.flight.prefilled();
         }

@@ -8,7 +8,6 @@ use super::headers;
 use super::respond::{self, Dialect};
 use super::retry::RetryBudget;
 use super::route::{self, Route};
-use crate::parse::Api;
 use crate::pipeline::{Decider, Snapshot};
 use crate::reject::Reject;
 use crate::telemetry::metrics::ShardMetrics;
@@ -138,8 +137,8 @@ impl Shard {
             return false;
         }
         let api = match route {
-            Ok(Route::Inference(api)) => api,
-            Ok(Route::Passthrough) => Api::Passthrough,
+            Ok(Route::Inference(api)) => Some(api),
+            Ok(Route::Passthrough) => None,
             Ok(own) => return self.answer(session, &snapshot, own, dialect).await,
             Err(reject) => return self.refuse(session, dialect, reject).await,
         };

@@ -7,7 +7,7 @@ use super::record::Ending;
 use crate::clock::Now;
 use crate::fleet::Replica;
 use crate::parse::Api;
-use crate::pipeline::{Decision, Reason};
+use crate::pipeline::{Decision, PASSTHROUGH, Reason};
 use crate::proxy::Core;
 use crate::reject::Reject;
 use prometheus::{
@@ -158,7 +158,7 @@ impl Metrics {
 /// One shard's handles.
 #[derive(Debug)]
 pub struct ShardMetrics {
-    requests: [[OnceLock<IntCounter>; STATUS_CELLS]; Api::COUNT],
+    requests: [[OnceLock<IntCounter>; STATUS_CELLS]; Api::COUNT + 1],
     request_family: IntCounterVec,
     rejects: IntCounterVec,
     reasons: [IntCounter; Reason::ALL.len()],
@@ -201,10 +201,13 @@ impl ShardMetrics {
     }
 
     /// A request ended.
-    pub fn finished(&self, api: Api, decision: Option<&Decision>, ending: &Ending) {
+    pub fn finished(&self, api: Option<Api>, decision: Option<&Decision>, ending: &Ending) {
         let status = status_cell(ending.status);
-        let cell = &self.requests[api.index()][status];
-        cell.get_or_init(|| self.request_family.with_label_values(&[api.as_str(), &status_label(status)])).inc();
+        let cell = &self.requests[api.map_or(Api::COUNT, Api::index)][status];
+        cell.get_or_init(|| {
+            self.request_family.with_label_values(&[api.map_or(PASSTHROUGH, Api::as_str), &status_label(status)])
+        })
+        .inc();
         if let Some(reject) = ending.reject {
             self.rejected(reject);
         }
@@ -324,7 +327,7 @@ mod tests {
     fn all_names_register() {
         let metrics = Metrics::new();
         let shard = metrics.shard(0);
-        shard.finished(Api::Messages, None, &Ending::default());
+        shard.finished(Some(Api::Messages), None, &Ending::default());
         shard.cached_tokens(10.0, 8, 20);
         assert!(!metrics.registry.gather().is_empty());
     }

@@ -122,7 +122,7 @@ pub fn decision_json(decision: &Decision, snapshot: &Snapshot) -> Value {
     };
     json!({
         "id": decision.id.0,
-        "api": decision.api.as_str(),
+        "api": decision.route(),
         "model": model,
         "policy": snapshot.config.policy.name.as_str(),
         "reason": decision.reason.as_str(),
