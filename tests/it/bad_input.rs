@@ -53,7 +53,8 @@ fn bad_bodies() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     not_utf8.extend_from_slice(&[0xff, 0xfe, 0xc0, 0xaf]);
     not_utf8.extend_from_slice(br#""}]}"#);
     let with = |text: &str| {
-        format!("{{\"model\":\"m\",\"max_tokens\":4,\"messages\":[{{\"role\":\"user\",\"content\":{text}}}]}}").into_bytes()
+        format!("{{\"model\":\"m\",\"max_tokens\":4,\"messages\":[{{\"role\":\"user\",\"content\":{text}}}]}}")
+            .into_bytes()
     };
     let own = |text: &str| text.as_bytes().to_vec();
     vec![
@@ -77,16 +78,46 @@ fn bad_bodies() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("lone low surrogate", with(r#""\udc00 x""#), ""),
         ("half a pair", with(r#""\ud83d\u0041""#), ""),
         ("raw control character", with("\"a\u{1}b\""), ""),
-        ("model twice", own(r#"{"model":"m","model":"n","max_tokens":4,"messages":[{"role":"user","content":"a"}]}"#), "duplicate_field"),
-        ("model twice, escaped", own(r#"{"model":"m","mod\u0065l":"n","max_tokens":4,"messages":[{"role":"user","content":"a"}]}"#), "duplicate_field"),
-        ("messages twice", own(r#"{"model":"m","max_tokens":4,"messages":[{"role":"user","content":"a"}],"messages":[]}"#), "duplicate_field"),
-        ("stream twice", own(r#"{"model":"m","stream":false,"stream":true,"max_tokens":4,"messages":[{"role":"user","content":"a"}]}"#), "duplicate_field"),
+        (
+            "model twice",
+            own(r#"{"model":"m","model":"n","max_tokens":4,"messages":[{"role":"user","content":"a"}]}"#),
+            "duplicate_field",
+        ),
+        (
+            "model twice, escaped",
+            own(r#"{"model":"m","mod\u0065l":"n","max_tokens":4,"messages":[{"role":"user","content":"a"}]}"#),
+            "duplicate_field",
+        ),
+        (
+            "messages twice",
+            own(r#"{"model":"m","max_tokens":4,"messages":[{"role":"user","content":"a"}],"messages":[]}"#),
+            "duplicate_field",
+        ),
+        (
+            "stream twice",
+            own(
+                r#"{"model":"m","stream":false,"stream":true,"max_tokens":4,"messages":[{"role":"user","content":"a"}]}"#,
+            ),
+            "duplicate_field",
+        ),
         ("number past f64", own(r#"{"model":"m","max_tokens":1e400,"messages":[{"role":"user","content":"a"}]}"#), ""),
-        ("number past u64", own(r#"{"model":"m","max_tokens":184467440737095516160,"messages":[{"role":"user","content":"a"}]}"#), ""),
-        ("model is a number", own(r#"{"model":5,"max_tokens":4,"messages":[{"role":"user","content":"a"}]}"#), "invalid_type"),
+        (
+            "number past u64",
+            own(r#"{"model":"m","max_tokens":184467440737095516160,"messages":[{"role":"user","content":"a"}]}"#),
+            "",
+        ),
+        (
+            "model is a number",
+            own(r#"{"model":5,"max_tokens":4,"messages":[{"role":"user","content":"a"}]}"#),
+            "invalid_type",
+        ),
         ("messages is a string", own(r#"{"model":"m","max_tokens":4,"messages":"hello"}"#), "invalid_type"),
         ("a message is a number", own(r#"{"model":"m","max_tokens":4,"messages":[5]}"#), "invalid_type"),
-        ("stream is a string", own(r#"{"model":"m","stream":"yes","max_tokens":4,"messages":[{"role":"user","content":"a"}]}"#), "invalid_type"),
+        (
+            "stream is a string",
+            own(r#"{"model":"m","stream":"yes","max_tokens":4,"messages":[{"role":"user","content":"a"}]}"#),
+            "invalid_type",
+        ),
         ("content is a number", with("5"), "invalid_type"),
         ("no messages", own(r#"{"model":"m","max_tokens":4}"#), "missing_field"),
         ("empty messages", own(r#"{"model":"m","max_tokens":4,"messages":[]}"#), "empty_field"),
@@ -170,7 +201,9 @@ fn a_body_that_does_not_arrive_is_given_up() {
     let gateway = serving(&backend, "timeouts:\n  body: 1s");
     for path in [OPENAI, ANTHROPIC] {
         let mut client = Client::connect(gateway.listen).unwrap();
-        client.send(format!("POST {path} HTTP/1.1\r\nhost: h\r\ncontent-length: 500\r\n\r\n{{\"model\":").as_bytes()).unwrap();
+        client
+            .send(format!("POST {path} HTTP/1.1\r\nhost: h\r\ncontent-length: 500\r\n\r\n{{\"model\":").as_bytes())
+            .unwrap();
         let answer = client.read_answer().unwrap();
         assert_eq!(answer.status(), 408, "{}", answer.text());
         error_of(path, &answer);

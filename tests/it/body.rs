@@ -110,8 +110,7 @@ fn connections_are_kept_on_both_sides() {
 #[test]
 fn only_the_models_name_is_rewritten() {
     let backend = Backend::completing();
-    let gateway =
-        Setup::new(&[backend.url()]).yaml("models:\n  - name: \"public/name\"\n    served_as: m").start();
+    let gateway = Setup::new(&[backend.url()]).yaml("models:\n  - name: \"public/name\"\n    served_as: m").start();
     // Odd spacing, an escape, a vendor field, keys in an unusual order: all of it must stay.
     let body = format!(
         "{{ \"messages\" :[{{\"content\":\"model \\u00e9 \\\"model\\\": \\\"public/name\\\" {}\",\"role\":\"user\"}}],\n\
@@ -145,7 +144,9 @@ fn one_request_survives_four_kinds_of_failure() {
     urls.push(format!("http://{}", free_address())); // refuses
     let gateway = Setup::new(&urls)
         .policy("round_robin")
-        .yaml("retry:\n  attempts: 5\n  budget: 1.0\n  budget_floor_per_s: 1000\nejection:\n  consecutive_failures: 1000")
+        .yaml(
+            "retry:\n  attempts: 5\n  budget: 1.0\n  budget_floor_per_s: 1000\nejection:\n  consecutive_failures: 1000",
+        )
         .start();
     for turn in 0..5 {
         attempts.store(0, Ordering::SeqCst);
@@ -164,7 +165,8 @@ fn one_request_survives_four_kinds_of_failure() {
 
 #[test]
 fn the_last_attempts_own_answer_reaches_the_client() {
-    let backend = Backend::start(|exchange| exchange.answer(429, &[("retry-after", "7")], br#"{"error":{"message":"full"}}"#));
+    let backend =
+        Backend::start(|exchange| exchange.answer(429, &[("retry-after", "7")], br#"{"error":{"message":"full"}}"#));
     let gateway = Setup::new(&[backend.url()]).start();
     let answer = gateway.post(PATH, &chat("hello"));
     assert_eq!((answer.status(), answer.head.header("retry-after")), (429, Some("7")));

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::support::backend::Backend;
+use crate::support::chat;
 use crate::support::gateway::Setup;
 use crate::support::http::Client;
-use crate::support::chat;
 
 /// The request hidden in the body of each attempt.
 const HIDDEN: &str = "POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\nx-hidden: 1\r\ncontent-length: 2\r\n\r\n{}";
@@ -33,7 +33,11 @@ fn attempts() -> Vec<(&'static str, String, Expected)> {
     let closed = format!("0\r\n\r\n{HIDDEN}");
     let with_hidden = format!("{good}{HIDDEN}");
     vec![
-        ("length and chunked", raw(&format!("content-length: {both}\r\ntransfer-encoding: chunked\r\n"), &closed), Refused),
+        (
+            "length and chunked",
+            raw(&format!("content-length: {both}\r\ntransfer-encoding: chunked\r\n"), &closed),
+            Refused,
+        ),
         ("chunked and length", raw("transfer-encoding: chunked\r\ncontent-length: 4\r\n", &chunked), Refused),
         ("two lengths", raw(&format!("content-length: {length}\r\ncontent-length: {both}\r\n"), &with_hidden), Refused),
         ("two lengths in a list", raw(&format!("content-length: {length}, {both}\r\n"), &with_hidden), Refused),
@@ -54,16 +58,31 @@ fn attempts() -> Vec<(&'static str, String, Expected)> {
         ("bare line feeds", raw(&format!("content-length: {length}\nx-b: 1\n"), &good), Harmless),
         ("carriage return inside", raw("x-a: b\rcontent-length: 4\r\n", &with_hidden), Refused),
         ("zero byte in a value", raw("x-a: b\0c\r\n", &with_hidden), Refused),
-        ("chunk size overflow", raw("transfer-encoding: chunked\r\n", &format!("10000000000000002\r\n{good}")), Refused),
+        (
+            "chunk size overflow",
+            raw("transfer-encoding: chunked\r\n", &format!("10000000000000002\r\n{good}")),
+            Refused,
+        ),
         ("negative chunk size", raw("transfer-encoding: chunked\r\n", "-1\r\n{}\r\n0\r\n\r\n"), Refused),
         ("chunk size not a number", raw("transfer-encoding: chunked\r\n", "zz\r\n{}\r\n0\r\n\r\n"), Refused),
         ("chunk longer than its size", raw("transfer-encoding: chunked\r\n", "2\r\n{}{}{}\r\n0\r\n\r\n"), Refused),
-        ("hidden behind HTTP/1.0", raw("transfer-encoding: chunked\r\n", &chunked).replace("HTTP/1.1\r\nhost: h\r\ncontent-t", "HTTP/1.0\r\nhost: h\r\ncontent-t"), Harmless),
+        (
+            "hidden behind HTTP/1.0",
+            raw("transfer-encoding: chunked\r\n", &chunked)
+                .replace("HTTP/1.1\r\nhost: h\r\ncontent-t", "HTTP/1.0\r\nhost: h\r\ncontent-t"),
+            Harmless,
+        ),
     ]
 }
 
 /// Sends one attempt; the finding, if it did not go as expected.
-fn try_one(name: &str, bytes: &str, expected: Expected, backend: &Backend, gateway: std::net::SocketAddr) -> Option<String> {
+fn try_one(
+    name: &str,
+    bytes: &str,
+    expected: Expected,
+    backend: &Backend,
+    gateway: std::net::SocketAddr,
+) -> Option<String> {
     let before = backend.posts();
     let mut client = Client::connect(gateway).unwrap();
     client.set_read_limit(Duration::from_secs(3));
@@ -125,7 +144,11 @@ fn header_floods_are_refused() {
 #[test]
 fn hop_by_hop_headers_stay_on_their_hop() {
     let backend = Backend::start(|exchange| {
-        exchange.answer(200, &[("keep-alive", "timeout=5"), ("x-plain", "1"), ("content-type", "application/json")], b"{}")
+        exchange.answer(
+            200,
+            &[("keep-alive", "timeout=5"), ("x-plain", "1"), ("content-type", "application/json")],
+            b"{}",
+        )
     });
     let gateway = Setup::new(&[backend.url()]).start();
     let mut client = Client::connect(gateway.listen).unwrap();

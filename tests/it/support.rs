@@ -73,7 +73,8 @@ pub(crate) fn text(seed: u64, length: usize) -> String {
 
 /// A chat request for model `m`.
 pub(crate) fn chat(content: &str) -> String {
-    serde_json::json!({ "model": "m", "max_tokens": 4, "messages": [{ "role": "user", "content": content }] }).to_string()
+    serde_json::json!({ "model": "m", "max_tokens": 4, "messages": [{ "role": "user", "content": content }] })
+        .to_string()
 }
 
 /// A streamed chat request for model `m`.

@@ -38,10 +38,6 @@ impl Received {
 /// One request being answered.
 #[derive(Debug)]
 pub(crate) struct Exchange<'c> {
-    /// The request.
-    pub(crate) request: &'c Received,
-    /// How many POSTs came before it.
-    pub(crate) number: usize,
     stream: &'c mut TcpStream,
     close: bool,
 }
@@ -176,11 +172,6 @@ impl Backend {
         Self::start(|exchange| exchange.completion())
     }
 
-    /// Where it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// Its URL.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
@@ -246,19 +237,19 @@ fn serve(stream: &mut TcpStream, shared: &Shared) -> io::Result<()> {
                 "/v1/models" => br#"{"object":"list","data":[{"id":"m","object":"model","owned_by":"test"}]}"#,
                 _ => b"{}",
             };
-            let mut exchange = Exchange { request: &request, number: 0, stream, close: false };
+            let mut exchange = Exchange { stream, close: false };
             exchange.answer(200, &[("content-type", "application/json")], body)?;
             continue;
         }
-        let number = shared.posts.fetch_add(1, Ordering::SeqCst);
+        shared.posts.fetch_add(1, Ordering::SeqCst);
         shared.running.fetch_add(1, Ordering::SeqCst);
         {
             let mut received = shared.received.lock();
             if received.len() < KEPT_MAX {
-                received.push(request.clone());
+                received.push(request);
             }
         }
-        let mut exchange = Exchange { request: &request, number, stream, close: false };
+        let mut exchange = Exchange { stream, close: false };
         let result = (shared.handler)(&mut exchange);
         let close = exchange.close;
         shared.running.fetch_sub(1, Ordering::SeqCst);

@@ -75,7 +75,7 @@ impl Setup {
 
     /// The configuration with these replicas instead.
     pub(crate) fn file_text(&self, replicas: &[String]) -> String {
-        let mut text = format!("listen: \"{}\"\nadmin: \"{}\"\nreplicas:\n", self.listen, self.admin);
+        let mut text = format!("listen: [\"{}\"]\nadmin: \"{}\"\nreplicas:\n", self.listen, self.admin);
         for url in replicas {
             writeln!(text, "  - url: \"{url}\"").unwrap();
         }
@@ -184,16 +184,5 @@ impl Gateway {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-
-    /// The value of a metric, summed over its series; `None` when it is not there.
-    #[track_caller]
-    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
-        let text = self.admin_get("/metrics").text();
-        let values = text.lines().filter_map(|line| {
-            let (series, value) = line.rsplit_once(' ')?;
-            (series.split('{').next() == Some(name)).then(|| value.parse::<f64>().ok())?
-        });
-        values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
     }
 }

@@ -18,7 +18,8 @@ pub(crate) struct Answer {
 /// Runs `work` on a runtime of its own, at most `limit` long.
 pub(crate) fn run<T>(limit: Duration, work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(limit, work).await.unwrap_or_else(|_| panic!("took over {limit:?}")) })
+    runtime
+        .block_on(async { tokio::time::timeout(limit, work).await.unwrap_or_else(|_| panic!("took over {limit:?}")) })
 }
 
 /// Connects.

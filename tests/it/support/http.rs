@@ -98,7 +98,13 @@ impl Client {
     }
 
     /// Sends a whole request in chunks of `piece` bytes.
-    pub(crate) fn send_chunked(&mut self, path: &str, headers: &[(&str, &str)], body: &[u8], piece: usize) -> io::Result<()> {
+    pub(crate) fn send_chunked(
+        &mut self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+        piece: usize,
+    ) -> io::Result<()> {
         let mut head = head_bytes("POST", path, headers);
         head.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n");
         self.send(&head)?;
