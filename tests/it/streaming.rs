@@ -204,8 +204,7 @@ fn one_of_the_storm(address: std::net::SocketAddr, number: u64) {
             client.leave(); // inside the stream
         }
         _ => {
-            let _ = client.read_head();
-            let _ = read_rest(&mut client);
+            let _ = client.read_answer();
         }
     }
 }
