@@ -39,8 +39,27 @@ fn serving(backend: &Backend, yaml: &str) -> Gateway {
     gateway
 }
 
-/// Bodies that cannot be read as a request, with the code each must get (empty: any 400 code).
-fn bad_bodies() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+/// A name for people, a body, and the code it must get (empty: any 400 code).
+type BadBody = (&'static str, Vec<u8>, &'static str);
+
+/// Bodies that cannot be read as a request.
+fn bad_bodies() -> Vec<BadBody> {
+    let mut bodies = bodies_that_are_not_json();
+    bodies.extend(bodies_that_are_no_request());
+    bodies
+}
+
+/// A chat request whose one message has this raw content.
+fn with(content: &str) -> Vec<u8> {
+    format!("{{\"model\":\"m\",\"max_tokens\":4,\"messages\":[{{\"role\":\"user\",\"content\":{content}}}]}}")
+        .into_bytes()
+}
+
+fn own(text: &str) -> Vec<u8> {
+    text.as_bytes().to_vec()
+}
+
+fn bodies_that_are_not_json() -> Vec<BadBody> {
     let deep = |open: &str, close: &str, depth: usize| {
         format!(
             "{{\"model\":\"m\",\"max_tokens\":4,\"messages\":[{{\"role\":\"user\",\"content\":\"a\"}}],\"x\":{}1{}}}",
@@ -52,11 +71,6 @@ fn bad_bodies() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let mut not_utf8 = br#"{"model":"m","max_tokens":4,"messages":[{"role":"user","content":""#.to_vec();
     not_utf8.extend_from_slice(&[0xff, 0xfe, 0xc0, 0xaf]);
     not_utf8.extend_from_slice(br#""}]}"#);
-    let with = |text: &str| {
-        format!("{{\"model\":\"m\",\"max_tokens\":4,\"messages\":[{{\"role\":\"user\",\"content\":{text}}}]}}")
-            .into_bytes()
-    };
-    let own = |text: &str| text.as_bytes().to_vec();
     vec![
         ("empty", Vec::new(), "body_empty"),
         ("white space", own("  \n\t "), ""),
@@ -78,6 +92,11 @@ fn bad_bodies() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("lone low surrogate", with(r#""\udc00 x""#), ""),
         ("half a pair", with(r#""\ud83d\u0041""#), ""),
         ("raw control character", with("\"a\u{1}b\""), ""),
+    ]
+}
+
+fn bodies_that_are_no_request() -> Vec<BadBody> {
+    vec![
         (
             "model twice",
             own(r#"{"model":"m","model":"n","max_tokens":4,"messages":[{"role":"user","content":"a"}]}"#),

@@ -32,10 +32,18 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn add_usage(&mut self, usage: &Value) {
-        self.prompt_tokens += usage["prompt_tokens"].as_u64().unwrap_or(0);
-        self.cached_tokens += usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
-        self.answered += 1;
+    /// Counts one request; how many were answered so far.
+    fn add(&mut self, sent: Sent) -> u64 {
+        match sent {
+            Sent::Whole(usage) => {
+                self.prompt_tokens += usage["prompt_tokens"].as_u64().unwrap_or(0);
+                self.cached_tokens += usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
+                self.answered += 1;
+            }
+            Sent::Broken => self.broken += 1,
+            Sent::Failed(why) => self.failures.push(why),
+        }
+        self.answered
     }
 
     #[expect(clippy::cast_precision_loss, reason = "token counts of a test")]
@@ -71,23 +79,17 @@ fn requests(seed: u64, stream: bool) -> Vec<String> {
 fn send_all(address: SocketAddr, bodies: &[String], after_each: impl Fn(u64) + Sync) -> Outcome {
     let next = Mutex::new(bodies.iter());
     let outcome = Mutex::new(Outcome::default());
+    let take = || next.lock().next();
+    let worker = || {
+        while let Some(body) = take() {
+            let sent = send_one(address, body);
+            let answered = outcome.lock().add(sent);
+            after_each(answered);
+        }
+    };
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                loop {
-                    let Some(body) = next.lock().next() else { return };
-                    let result = send_one(address, body);
-                    let mut outcome = outcome.lock();
-                    match result {
-                        Sent::Whole(usage) => outcome.add_usage(&usage),
-                        Sent::Broken => outcome.broken += 1,
-                        Sent::Failed(why) => outcome.failures.push(why),
-                    }
-                    let answered = outcome.answered;
-                    drop(outcome);
-                    after_each(answered);
-                }
-            });
+            scope.spawn(worker);
         }
     });
     outcome.into_inner()

@@ -142,6 +142,22 @@ fn header_floods_are_refused() {
 }
 
 #[test]
+fn a_pipelined_request_does_not_harm_the_first() {
+    let backend = Backend::completing();
+    let gateway = Setup::new(&[backend.url()]).start();
+    let one = raw(&format!("content-length: {}\r\n", chat("hi").len()), &chat("hi"));
+    let mut client = Client::connect(gateway.listen).unwrap();
+    client.send(one.repeat(2).as_bytes()).unwrap();
+    let answer = client.read_answer().unwrap();
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    // The second is answered too, or the connection is closed so that the client sends it again.
+    if let Ok(answer) = client.read_answer() {
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+    }
+    gateway.wait_idle();
+}
+
+#[test]
 fn hop_by_hop_headers_stay_on_their_hop() {
     let backend = Backend::start(|exchange| {
         exchange.answer(

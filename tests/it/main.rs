@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod body;
+mod cli;
 mod engines;
 mod framing;
 mod reload;

@@ -115,16 +115,14 @@ fn a_graceful_stop_finishes_what_has_begun() {
     let mut gateway = Setup::new(&[backend.url()]).start();
     let mut idle = Client::connect(gateway.listen).unwrap(); // an idle connection holds nothing up
     idle.send(b"").unwrap();
-    let mut streams: Vec<Client> = (0..1).map(|_| open_stream(&gateway)).collect();
+    let mut stream = open_stream(&gateway);
     gateway.process.signal(Signal::SIGTERM);
     wait_for("newcomers to be turned away", Duration::from_secs(5), || {
         http::post(gateway.listen, "/v1/chat/completions", "{}").map_or(true, |answer| answer.status() == 503)
     });
     assert!(gateway.process.ended().is_none(), "it ended with a stream open");
     go.send(()).unwrap();
-    for stream in &mut streams {
-        assert_ends_whole(stream);
-    }
+    assert_ends_whole(&mut stream);
     let status = gateway.process.wait(Duration::from_secs(5));
     assert!(status.success(), "{status}");
 }
@@ -163,7 +161,7 @@ fn the_binary_is_upgraded_under_load() {
     load.wait_more(200);
     go.send(()).unwrap();
     assert_ends_whole(&mut stream);
-    let status = gateway.process.wait(Duration::from_secs(20));
+    let status = gateway.process.wait(Duration::from_secs(40));
     assert!(status.success(), "the old process: {status}");
     load.wait_more(200); // by the new process alone
     assert!(backends.iter().map(Backend::posts).sum::<usize>() >= before + 400);

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::Value;
 
@@ -13,7 +14,7 @@ use crate::support::engine::{Engine, urls};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::http::{Client, events};
 use crate::support::time::{now, wait_for};
-use crate::support::{chat, chat_stream, text};
+use crate::support::{chat, chat_stream, h2c, text};
 
 const OPENAI: &str = "/v1/chat/completions";
 const ANTHROPIC: &str = "/v1/messages";
@@ -142,6 +143,58 @@ fn a_client_that_leaves_before_the_answer_frees_the_replica_at_once() {
     }
     gateway.wait_idle();
     assert_eq!(backend.posts(), 5, "a request whose client had left was retried");
+}
+
+#[test]
+fn a_stream_reset_over_http2_frees_the_replica_at_once() {
+    let (sender, left) = channel();
+    let sender = Mutex::new(sender);
+    let backend = Backend::start(move |exchange| {
+        exchange.start_events()?;
+        exchange.event(&chunk_event("one"))?;
+        exchange.peer_leaves_within(Duration::from_secs(5));
+        let _ = sender.lock().send(now());
+        exchange.close();
+        Ok(())
+    });
+    let gateway = Setup::new(&[backend.url()]).start();
+    h2c::run(Duration::from_secs(20), async {
+        let client = h2c::connect(gateway.listen).await;
+        let mut stream = h2c::open(&client, OPENAI, Bytes::from(chat_stream("tell me"))).await.unwrap();
+        let first = stream.data().await.unwrap().unwrap();
+        assert!(String::from_utf8_lossy(&first).contains("one"));
+        let start = now();
+        drop(stream); // the connection stays
+        let wait = tokio::task::spawn_blocking(move || left.recv_timeout(Duration::from_secs(8)));
+        let noticed = wait.await.unwrap().unwrap().saturating_duration_since(start);
+        assert!(noticed < Duration::from_millis(200), "the replica was freed only after {noticed:?}");
+    });
+    gateway.wait_idle();
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_the_replica_back() {
+    const WHOLE: usize = 200 << 20;
+    let backend = Backend::start(|exchange| {
+        exchange.start_events()?;
+        let event = chunk_event(&"x".repeat(64 * 1024));
+        for _ in 0..WHOLE / event.len() {
+            exchange.event(&event)?;
+        }
+        exchange.end_events()
+    });
+    let gateway = Setup::new(&[backend.url()]).start();
+    let before = gateway.resident_kib();
+    let mut client = open(&gateway, OPENAI);
+    read_until(&mut client, "xxx");
+    // It would be through in well under a second; what it may fill are the sockets' buffers.
+    let done = crate::support::time::holds_within(Duration::from_secs(2), || backend.running() == 0);
+    assert!(!done, "200 MB went into a client that does not read");
+    let held = gateway.resident_kib().saturating_sub(before);
+    assert!(held < 32 * 1024, "{held} KiB held for one slow client");
+    client.leave();
+    wait_for("the replica to be freed", Duration::from_secs(5), || backend.running() == 0);
+    gateway.wait_idle();
 }
 
 /// A replica that sends two events and then breaks off.

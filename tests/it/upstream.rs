@@ -1,4 +1,5 @@
-//! Replicas that misbehave: the client gets a typed error in bounded time, other replicas take over, counters stay true.
+//! Replicas that misbehave: the client gets a typed error in bounded time, other replicas take over, and the counters
+//! stay true.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

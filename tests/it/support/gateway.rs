@@ -146,10 +146,8 @@ impl Gateway {
     /// The replicas as `/replicas` tells them.
     #[track_caller]
     pub(crate) fn replicas(&self) -> Vec<Value> {
-        match self.admin_get("/replicas").json() {
-            Value::Array(replicas) => replicas,
-            other => panic!("/replicas is not an array: {other}"),
-        }
+        let answer = self.admin_get("/replicas").json();
+        answer.as_array().unwrap_or_else(|| panic!("/replicas is not an array: {answer}")).clone()
     }
 
     /// Requests in flight over all replicas.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::RecvStream;
 use h2::client::SendRequest;
 
 /// A whole answer.
@@ -32,8 +33,27 @@ pub(crate) async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
     client
 }
 
-/// Sends one POST, the body in pieces as flow control allows, and reads the answer.
+/// Sends one POST and reads the answer.
 pub(crate) async fn post(client: &SendRequest<Bytes>, path: &str, body: Bytes) -> Result<Answer, h2::Error> {
+    let response = send(client, path, body).await?;
+    let status = response.status().as_u16();
+    let mut incoming = response.into_body();
+    let mut body = Vec::new();
+    while let Some(piece) = incoming.data().await {
+        let piece = piece?;
+        body.extend_from_slice(&piece);
+        let _ = incoming.flow_control().release_capacity(piece.len());
+    }
+    Ok(Answer { status, body })
+}
+
+/// Sends one POST; the answer's body, to be read piece by piece. Dropping it resets the stream.
+pub(crate) async fn open(client: &SendRequest<Bytes>, path: &str, body: Bytes) -> Result<RecvStream, h2::Error> {
+    Ok(send(client, path, body).await?.into_body())
+}
+
+/// Sends one POST, the body in pieces as flow control allows; the answer's head.
+async fn send(client: &SendRequest<Bytes>, path: &str, body: Bytes) -> Result<http::Response<RecvStream>, h2::Error> {
     let request = http::Request::post(format!("http://gateway.test{path}"))
         .header("content-type", "application/json")
         .body(())
@@ -49,14 +69,5 @@ pub(crate) async fn post(client: &SendRequest<Bytes>, path: &str, body: Bytes) -
         let piece = rest.split_to(room.min(rest.len()));
         stream.send_data(piece, rest.is_empty())?;
     }
-    let response = response.await?;
-    let status = response.status().as_u16();
-    let mut incoming = response.into_body();
-    let mut body = Vec::new();
-    while let Some(piece) = incoming.data().await {
-        let piece = piece?;
-        body.extend_from_slice(&piece);
-        let _ = incoming.flow_control().release_capacity(piece.len());
-    }
-    Ok(Answer { status, body })
+    response.await
 }

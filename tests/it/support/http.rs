@@ -148,7 +148,7 @@ impl Client {
                 body.extend_from_slice(&chunk);
             }
         } else if let Some(length) = head.header("content-length") {
-            let length = length.parse().map_err(|_| io::Error::other("bad content-length"))?;
+            let length = length.parse().map_err(io::Error::other)?;
             body.resize(length, 0);
             self.stream.read_exact(&mut body)?;
         } else {
@@ -161,7 +161,7 @@ impl Client {
     pub(crate) fn read_chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
         let line = self.read_line()?;
         let size = line.split(';').next().unwrap_or_default().trim();
-        let size = usize::from_str_radix(size, 16).map_err(|_| io::Error::other(format!("bad chunk size {line:?}")))?;
+        let size = usize::from_str_radix(size, 16).map_err(io::Error::other)?;
         let mut chunk = vec![0; size];
         self.stream.read_exact(&mut chunk)?;
         let end = self.read_line()?;
