@@ -1,0 +1,17 @@
+//! Integration tests: the `emberlane` binary as its users meet it, over real sockets, before scripted backends, mock
+//! engines and real llama.cpp servers. One binary, so that it links once; `support` holds what the tests share.
+#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail by panicking")]
+
+mod bad_input;
+mod body;
+mod cli;
+mod engines;
+mod framing;
+mod reload;
+mod resources;
+mod sdk;
+mod seeing;
+mod streaming;
+mod support;
+mod tidy;
+mod upstream;
