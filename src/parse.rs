@@ -125,8 +125,8 @@ pub struct Request<'p> {
 pub struct ParseLimits {
     /// Deepest nesting of objects and arrays; the outermost object is level 1.
     pub depth: u16,
-    /// Most JSON values (array elements, object members): bounds the parser's memory, which is at most about 20 bytes
-    /// a value beside two copies of the body.
+    /// Most JSON values (array elements, object members): bounds the parser's memory, which is at most about 60 bytes
+    /// a value beside two copies of the body, until the next body.
     pub elements: u32,
 }
 

@@ -117,7 +117,9 @@ fn read_event(api: Api, event: Event<'_>, counts: &mut Counts, kind: &mut ChunkK
             name.ends_with(b".delta")
         }
         Api::Completions => has_text(event.data),
-        _ => has_delta(event.data),
+        Api::ChatCompletions | Api::Embeddings | Api::CountTokens | Api::Rerank | Api::Tokenize | Api::Detokenize => {
+            has_delta(event.data)
+        }
     };
     kind.tokens += u32::from(has_content);
     counts.read_all(event.data, &FINDERS);

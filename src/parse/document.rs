@@ -53,10 +53,9 @@ impl<'a> Document<'a> {
             return Err(BodyFault::NotAnObject);
         }
         let mut nest = Nest { innermost: 0, depth: 0, limit: limits.depth };
-        nest.open(0, ends)?;
+        let mut expect = nest.open(0, ends, Expect::FirstKey)?;
         let mut in_object = true;
         let mut values = 0;
-        let mut expect = Expect::FirstKey;
         let mut at = 1;
         loop {
             let byte = tokens.byte(at);
@@ -74,14 +73,13 @@ impl<'a> Document<'a> {
                     if values > limits.elements {
                         return Err(BodyFault::Elements { limit: limits.elements });
                     }
-                    expect = Expect::Next;
-                    if byte == b'{' || byte == b'[' {
-                        nest.open(at, ends)?;
-                        in_object = byte == b'{';
-                        expect = if in_object { Expect::FirstKey } else { Expect::FirstElement };
-                    } else if byte != b'"' {
-                        tokens.check_atom(at)?;
-                    }
+                    expect = match byte {
+                        b'"' => Expect::Next,
+                        b'{' => nest.open(at, ends, Expect::FirstKey)?,
+                        b'[' => nest.open(at, ends, Expect::FirstElement)?,
+                        _ => tokens.check_atom(at)?,
+                    };
+                    in_object = byte == b'{' || in_object && byte != b'[';
                     at += 1;
                 }
                 (Expect::FirstKey | Expect::Key, _) => {
@@ -207,7 +205,7 @@ impl<'a> Document<'a> {
     }
 
     /// Checks the number, `true`, `false` or `null` at token `at`.
-    fn check_atom(self, at: usize) -> Result<(), BodyFault> {
+    fn check_atom(self, at: usize) -> Result<Expect, BodyFault> {
         let rest = self.text.get(self.start(at)..).unwrap_or_default();
         let length = match rest {
             [b't', b'r', b'u', b'e', ..] | [b'n', b'u', b'l', b'l', ..] => 4,
@@ -215,7 +213,7 @@ impl<'a> Document<'a> {
             _ => number_length(rest).ok_or_else(|| self.syntax(at))?,
         };
         match rest.get(length) {
-            None | Some(b' ' | b'\n' | b'\r' | b'\t' | b',' | b']' | b'}') => Ok(()),
+            None | Some(b' ' | b'\n' | b'\r' | b'\t' | b',' | b']' | b'}') => Ok(Expect::Next),
             Some(_) => Err(self.syntax(at)),
         }
     }
@@ -264,7 +262,8 @@ struct Nest {
 }
 
 impl Nest {
-    fn open(&mut self, at: usize, ends: &mut [u32]) -> Result<(), BodyFault> {
+    /// Opens a container at token `at`; `inside` is what it may start with.
+    fn open(&mut self, at: usize, ends: &mut [u32], inside: Expect) -> Result<Expect, BodyFault> {
         if self.depth >= self.limit {
             return Err(BodyFault::Depth { limit: self.limit });
         }
@@ -273,7 +272,7 @@ impl Nest {
             self.innermost = at;
         }
         self.depth += 1;
-        Ok(())
+        Ok(inside)
     }
 
     /// Closes the innermost container, whose last token is before `after`.

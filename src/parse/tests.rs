@@ -137,7 +137,7 @@ fn the_model_is_spliced_and_nothing_else_moves() {
         let value: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(request.model, value["model"].as_str());
         let span = request.model_span.clone();
-        assert_eq!(&body[span.start as usize..span.end as usize], model);
+        assert_eq!(body.get(span.start as usize..span.end as usize), Some(model));
         for name in ["new", "q\"uo\\te", "tab\t\u{1}", "é🚀", ""] {
             let spliced = splice_model(body.as_bytes(), span.clone(), name);
             let mut expected = value.clone();
@@ -492,7 +492,7 @@ fn escape_all(body: &str) -> String {
                 }
                 out.push('}');
             }
-            other => out.push_str(&other.to_string()),
+            Value::Null | Value::Bool(_) | Value::Number(_) => out.push_str(&value.to_string()),
         }
     }
     let mut out = String::new();
