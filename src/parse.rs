@@ -66,6 +66,37 @@ impl Api {
         })
     }
 
+    /// How many there are.
+    pub const COUNT: usize = 9;
+
+    /// Its place among all, below [`Api::COUNT`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Name in metrics, records and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ChatCompletions => "chat_completions",
+            Self::Completions => "completions",
+            Self::Responses => "responses",
+            Self::Embeddings => "embeddings",
+            Self::Messages => "messages",
+            Self::CountTokens => "count_tokens",
+            Self::Rerank => "rerank",
+            Self::Tokenize => "tokenize",
+            Self::Detokenize => "detokenize",
+        }
+    }
+
+    /// True for the routes whose prompts leave KV blocks that a later request can reuse.
+    #[must_use]
+    pub const fn leaves_cache(self) -> bool {
+        matches!(self, Self::ChatCompletions | Self::Completions | Self::Responses | Self::Messages)
+    }
+
     /// True for the routes whose errors have Anthropic's shape.
     #[must_use]
     pub const fn is_anthropic(self) -> bool {
