@@ -408,7 +408,13 @@ impl<'a> Builder<'a, '_> {
     }
 
     fn skips(&self, key: usize, skip: &[&[u8]], depth: usize) -> bool {
+        // Most keys are none of these, and their first character says so.
+        let looks_volatile = matches!(self.doc.string(key).first(), Some(b'c' | b'\\'));
+        let is_own = depth == 1 && !skip.is_empty();
+        if !looks_volatile && !is_own {
+            return false;
+        }
         let key: &'a [u8] = self.doc.key(key);
-        key == VOLATILE || depth == 1 && skip.contains(&key)
+        key == VOLATILE || is_own && skip.contains(&key)
     }
 }

@@ -91,28 +91,39 @@ fn bound_tokens(body: &[u8], limits: ParseLimits) -> Result<(), BodyFault> {
         return Ok(());
     }
     let mut count = 0;
-    let mut rest = body;
-    while !rest.is_empty() {
-        let outside = memchr::memchr(b'"', rest).unwrap_or(rest.len());
-        for run in rest.get(..outside).unwrap_or_default().chunks(1 << 16) {
-            count += run.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
-            if count > 2 * elements + 1 {
+    let mut at = 0;
+    while let Some(byte) = body.get(at) {
+        at += 1;
+        match byte {
+            b',' | b'[' | b'{' if count > 2 * elements => {
                 return Err(BodyFault::Elements { limit: limits.elements });
             }
+            b',' | b'[' | b'{' => count += 1,
+            b'"' => at = string_end(body, at),
+            _ => {}
         }
-        rest = after_string(rest.get(outside + 1..).unwrap_or_default());
     }
     Ok(())
 }
 
-/// What follows the string whose inside `rest` starts with.
-fn after_string(mut rest: &[u8]) -> &[u8] {
-    while let Some(at) = memchr::memchr2(b'"', b'\\', rest) {
-        let escaped = rest.get(at) == Some(&b'\\');
-        rest = rest.get(at + 1 + usize::from(escaped)..).unwrap_or_default();
-        if !escaped {
-            return rest;
+/// What follows the string whose inside starts at `at`. Short strings end before a search would have started.
+fn string_end(body: &[u8], mut at: usize) -> usize {
+    const SHORT: usize = 16;
+    let short_end = at + SHORT;
+    while at < short_end {
+        match body.get(at) {
+            Some(b'"') => return at + 1,
+            Some(b'\\') => at += 2,
+            Some(_) => at += 1,
+            None => return at,
         }
     }
-    &[]
+    while let Some(step) = body.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += step;
+        if body.get(at) == Some(&b'"') {
+            return at + 1;
+        }
+        at += 2;
+    }
+    body.len()
 }
