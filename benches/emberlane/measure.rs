@@ -42,24 +42,40 @@ pub(crate) fn alone<R>(samples: usize, batch: usize, mut work: impl FnMut(usize)
     for sample in 0..samples / 10 {
         time(batch, sample * batch, &mut work);
     }
-    Times::sorted((0..samples).map(|sample| time(batch, sample * batch, &mut work)).collect())
+    Times::sorted((samples / 10..samples + samples / 10).map(|sample| time(batch, sample * batch, &mut work)).collect())
 }
 
 /// Times `work` and `rival` in turn; see [`alone`].
 pub(crate) fn against<R, S>(
     samples: usize,
     batch: usize,
+    work: impl FnMut(usize) -> R,
+    rival: impl FnMut(usize) -> S,
+) -> (Times, Times) {
+    prepared(samples, batch, |_| (), work, rival)
+}
+
+/// As [`against`], with `prepare` called, untimed, before each of the two: to bring in the input as the step before
+/// would have left it.
+pub(crate) fn prepared<R, S>(
+    samples: usize,
+    batch: usize,
+    mut prepare: impl FnMut(usize),
     mut work: impl FnMut(usize) -> R,
     mut rival: impl FnMut(usize) -> S,
 ) -> (Times, Times) {
-    for sample in 0..samples / 10 {
-        time(batch, sample * batch, &mut work);
-        time(batch, sample * batch, &mut rival);
-    }
+    let warm_up = samples / 10;
     let (mut ours, mut theirs) = (Vec::with_capacity(samples), Vec::with_capacity(samples));
-    for sample in 0..samples {
-        ours.push(time(batch, sample * batch, &mut work));
-        theirs.push(time(batch, sample * batch, &mut rival));
+    for sample in 0..warm_up + samples {
+        let first = sample * batch;
+        prepare(first);
+        let our = time(batch, first, &mut work);
+        prepare(first);
+        let their = time(batch, first, &mut rival);
+        if sample >= warm_up {
+            ours.push(our);
+            theirs.push(their);
+        }
     }
     (Times::sorted(ours), Times::sorted(theirs))
 }

@@ -148,7 +148,8 @@ fn findings(gateway: &Gateway, path: &str) -> Vec<String> {
     let mut findings = Vec::new();
     for (name, body, code) in bad_bodies() {
         let mut client = Client::connect(gateway.listen).unwrap();
-        match client.exchange("POST", path, &[("anthropic-version", "2023-06-01")], &body) {
+        let headers: &[(&str, &str)] = if path == ANTHROPIC { &[("anthropic-version", "2023-06-01")] } else { &[] };
+        match client.exchange("POST", path, headers, &body) {
             Ok(answer) if answer.status() == 400 => {
                 let (told, _) = error_of(path, &answer);
                 if path == OPENAI && !code.is_empty() && told != code {

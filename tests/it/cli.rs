@@ -47,7 +47,7 @@ fn every_mistake_in_a_file_is_told_at_once() {
         let output = emberlane(&[command, "-c", file.path().to_str().unwrap()]);
         assert!(!output.status.success(), "{command} took it");
         let told = told(&output);
-        for place in ["listen", "replicas[0].url", "no_such_field", "line 4"] {
+        for place in ["listen", "replicas[0].url", "no_such_field", ":4:1"] {
             assert!(told.contains(place), "{command} does not name {place}:\n{told}");
         }
     }

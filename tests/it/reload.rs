@@ -97,7 +97,7 @@ fn a_bad_file_is_refused_and_the_old_one_stays() {
     let bad_files = [
         (good.replace("http://", "gopher://"), "replicas[0].url"),
         (format!("{good}no_such_field: 1\n"), "no_such_field"),
-        (format!("{good}limits:\n  body_bytes: [\n"), "line"),
+        (format!("{good}limits:\n  body_bytes: [\n"), "limits.body_bytes"),
     ];
     for (bad, told) in bad_files {
         gateway.reload(&bad);

@@ -125,7 +125,7 @@ fn the_explain_header_names_the_choice_and_its_reason() {
     assert_eq!(plain.head.header("x-emberlane-decision"), None);
     let answer = client.exchange("POST", PATH, &[("x-emberlane-explain", "1")], body.as_bytes()).unwrap();
     let decision: Value = serde_json::from_str(answer.head.header("x-emberlane-decision").unwrap()).unwrap();
-    assert_eq!(decision["replica"].as_str(), answer.head.header("x-emberlane-replica"), "{decision}");
+    assert_eq!(decision["chosen"]["replica"].as_str(), answer.head.header("x-emberlane-replica"), "{decision}");
     assert!(decision["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{decision}");
     assert_eq!(answer.head.header("x-emberlane-replica"), Some(home.as_str()), "the warm replica was not chosen again");
 }
@@ -140,7 +140,7 @@ fn decisions_are_kept() {
     let decisions = gateway.admin_get("/decisions").json();
     let decisions = decisions.as_array().unwrap_or_else(|| panic!("not an array: {decisions}"));
     assert!(decisions.len() >= 20, "{} decisions of 20", decisions.len());
-    let placed: Vec<&Value> = decisions.iter().filter(|decision| decision["replica"].is_string()).collect();
+    let placed: Vec<&Value> = decisions.iter().filter(|decision| decision["chosen"]["replica"].is_string()).collect();
     assert!(placed.len() >= 20, "{decisions:?}");
     for decision in placed {
         assert!(decision["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{decision}");

@@ -171,6 +171,22 @@ impl<'t> Entry<'t> {
         self.places().map(|place| place.held).filter(|holder| !holder.is_empty())
     }
 
+    /// Calls `visit` with every holder, dead or alive.
+    #[inline(always)]
+    pub(super) fn for_each(self, mut visit: impl FnMut(Holder)) {
+        for word in &self.0[1..] {
+            let mut both = word.load(Acquire);
+            // Holders are added from the front, but taken out anywhere.
+            while both != 0 {
+                let holder = holder_at(both, 0);
+                if !holder.is_empty() {
+                    visit(holder);
+                }
+                both >>= 32;
+            }
+        }
+    }
+
     /// Where `slot` stands in the entry.
     #[inline(always)]
     pub(super) fn holder_of(self, slot: ReplicaSlot) -> Option<Place> {

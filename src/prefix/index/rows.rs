@@ -193,16 +193,16 @@ impl<'t> Row<'t> {
     /// Calls `visit` with every slot that has a stamp, and the stamp.
     #[inline(always)]
     pub(super) fn for_each(self, mut visit: impl FnMut(ReplicaSlot, u16)) {
-        for (i, word) in (0_u16..).zip(self.words()) {
-            let stamps = word.load(Relaxed);
-            if stamps == 0 {
-                continue;
-            }
-            for lane in 0..4_u16 {
-                let stamp = stamp_at(stamps, 16 * u32::from(lane));
+        for (first, word) in (0..).step_by(LANES).zip(self.words()) {
+            let mut stamps = word.load(Relaxed);
+            let mut slot = first;
+            while stamps != 0 {
+                let stamp = stamp_at(stamps, 0);
                 if stamp != 0 {
-                    visit(ReplicaSlot(4 * i + lane), stamp);
+                    visit(ReplicaSlot(slot), stamp);
                 }
+                stamps >>= 16;
+                slot += 1;
             }
         }
     }

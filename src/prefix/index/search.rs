@@ -14,7 +14,10 @@
 use super::{PrefixIndex, WarmDepths};
 use crate::{
     id::BlockHash,
-    prefix::index::entry::{Found, Key},
+    prefix::index::{
+        entries_of,
+        entry::{Found, Key},
+    },
 };
 
 /// Depths probed in one interval.
@@ -155,10 +158,13 @@ fn round(
     for interval in intervals {
         let (mut high, mut left) = (interval.high, interval.count);
         while i < probes.len && probes.depths[i] > interval.low && probes.depths[i] < interval.high {
-            let found = visit(index, chain, probes, i, 0, interval.low, depths);
-            next.push(probes.depths[i], high, found.raised);
-            left = left.saturating_sub(found.raised_from_low);
-            high = probes.depths[i];
+            // Once every replica of the interval is known to be deeper, nothing is left to find before.
+            if left > 0 {
+                let found = visit(index, chain, probes, i, 0, interval.low, depths);
+                next.push(probes.depths[i], high, found.raised);
+                left = left.saturating_sub(found.raised_from_low);
+                high = probes.depths[i];
+            }
             i += 1;
         }
         next.push(interval.low, high, left);
@@ -193,15 +199,21 @@ fn visit(
         found.raised += u32::from(before < depth);
         found.raised_from_low += u32::from(before == low);
     };
-    for entry in index.candidates(probes.places[i]) {
-        let Found::Yes(header) = entry.find(key) else { continue };
-        entry.holders().filter(|holder| index.residency.is_live(*holder)).for_each(|holder| raise(holder.slot()));
-        if let Some(row) = index.rows.get(header.row(), hash) {
-            row.for_each(|slot, stamp| {
-                if index.residency.window(slot).is_some_and(|window| window.is_live_short(stamp)) {
-                    raise(slot);
+    for place in probes.places[i] {
+        for entry in entries_of(&index.table.lines()[place]) {
+            let Found::Yes(header) = entry.find(key) else { continue };
+            entry.for_each(|holder| {
+                if index.residency.is_live(holder) {
+                    raise(holder.slot());
                 }
             });
+            if let Some(row) = index.rows.get(header.row(), hash) {
+                row.for_each(|slot, stamp| {
+                    if index.residency.window(slot).is_some_and(|window| window.is_live_short(stamp)) {
+                        raise(slot);
+                    }
+                });
+            }
         }
     }
     found
@@ -218,7 +230,11 @@ fn judge(index: &PrefixIndex, chain: &[BlockHash], firsts: &[u32], depths: &mut 
             visit(index, chain, &probes, i, mark, u32::MAX, depths);
         }
     }
+    let first_deep = firsts.get(HEADS as usize).copied().unwrap_or(u32::MAX);
     depths.settle(|depth, seen| {
+        if depth < first_deep && seen & heads != 0 {
+            return depth;
+        }
         if seen & (heads | LATE_HEADS[0] | LATE_HEADS[1]) == 0 {
             return 0;
         }

@@ -77,7 +77,7 @@ impl Engine {
     /// One counter of a mock engine.
     #[track_caller]
     pub(crate) fn stat(&self, name: &str) -> u64 {
-        let stats = self.stats();
+        let stats = &self.stats()["stats"];
         stats[name].as_u64().unwrap_or_else(|| panic!("no counter {name} in {stats}"))
     }
 

@@ -64,6 +64,7 @@ impl Process {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
+        self.read_all();
         status.unwrap()
     }
 
@@ -71,6 +72,11 @@ impl Process {
     pub(crate) fn crash(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Waits a moment for the pipes of an ended child to be read to their end.
+    fn read_all(&self) {
+        let _ = holds_within(Duration::from_millis(500), || self.readers.iter().all(JoinHandle::is_finished));
     }
 
     /// All it printed so far.
@@ -96,8 +102,7 @@ impl Drop for Process {
         if running {
             self.crash();
         }
-        let closed = || self.readers.iter().all(JoinHandle::is_finished);
-        let _ = holds_within(Duration::from_millis(500), closed);
+        self.read_all();
         if std::thread::panicking() {
             let state = if running { "running" } else { "ended" };
             eprintln!("---- output of {} ({state}) ----\n{}\n----", self.name, self.output());
