@@ -8,6 +8,7 @@ mod access;
 mod body;
 mod control;
 mod core;
+mod events;
 mod exchange;
 mod forward;
 mod headers;

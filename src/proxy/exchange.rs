@@ -2,6 +2,7 @@
 //! tell the pipeline what came of it.
 
 use super::body::{self, Body, BodyLimits};
+use super::events::EventGate;
 use super::forward::{self, Answer, Failure, Outbound};
 use super::relay::{End, Relay, Seen};
 use super::respond::{self, Dialect};
@@ -237,6 +238,7 @@ impl Exchange<'_> {
             dialect: self.dialect,
             timeouts: &self.snapshot.config.timeouts,
             is_stream,
+            gate: EventGate::default(),
         };
         let seen = relay.run(answer, head).await;
         drop(flight);

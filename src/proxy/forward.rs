@@ -14,8 +14,8 @@ use pingora_error::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use std::net::SocketAddr;
 
-/// Stale pooled connections tried in a row before a failure is believed.
-const STALE_CONNECTIONS_MAX: usize = 8;
+/// A pool key under which no connection is ever kept: connections go back under the address's own.
+const NEVER_POOLED: u64 = u64::MAX;
 /// Interim answers (1xx) read before the replica is held to be broken.
 const INTERIM_MAX: usize = 16;
 
@@ -72,21 +72,38 @@ pub(super) async fn attempt(
     peer.options.connection_timeout = Some(timeouts.connect);
     peer.options.total_connection_timeout = Some(timeouts.connect);
     peer.options.idle_timeout = Some(timeouts.upstream_idle);
-    for _stale in 0..STALE_CONNECTIONS_MAX {
-        let (mut upstream, reused) = connector.get_http_session(&peer).await.map_err(|error| unreachable(&error))?;
-        upstream.write_timeout = Some(timeouts.gap);
-        upstream.read_timeout = Some(timeouts.first_byte);
-        match exchange(&mut upstream, outbound, timeouts).await {
-            Ok((head, first)) => {
-                upstream.read_timeout = Some(timeouts.gap);
-                return Ok(Answer { upstream: Box::new(upstream), peer, head, first });
-            }
-            // The replica closed a connection that was idle in the pool, as it may: no fault of its.
-            Err(failure) if reused && failure.reject == Reject::UpstreamClosed => {}
-            Err(failure) => return Err(failure),
+    let (tried, reused) = on_connection(connector, &peer, outbound, timeouts).await;
+    let tried = match tried {
+        // The replica closed a connection that was idle in the pool, as it may: once more on a new one.
+        Err(Failure { reject: Reject::UpstreamClosed, .. }) if reused => {
+            let mut unpooled = peer.clone();
+            unpooled.group_key = NEVER_POOLED;
+            on_connection(connector, &unpooled, outbound, timeouts).await.0
         }
-    }
-    Err(Failure { reject: Reject::UpstreamClosed, elsewhere: true })
+        tried => tried,
+    };
+    let (upstream, head, first) = tried?;
+    Ok(Answer { upstream, peer, head, first })
+}
+
+type Begun = (Box<HttpSession>, Box<ResponseHeader>, Option<Bytes>);
+
+/// One exchange on one connection, and whether that came from the pool.
+async fn on_connection(
+    connector: &Connector,
+    peer: &HttpPeer,
+    outbound: &Outbound<'_>,
+    timeouts: &TimeoutConfig,
+) -> (Result<Begun, Failure>, bool) {
+    let (mut upstream, reused) = match connector.get_http_session(peer).await {
+        Ok(connected) => connected,
+        Err(_unreachable) => return (Err(Failure { reject: Reject::UpstreamConnect, elsewhere: true }), false),
+    };
+    upstream.write_timeout = Some(timeouts.gap);
+    upstream.read_timeout = Some(timeouts.first_byte);
+    let begun = exchange(&mut upstream, outbound, timeouts).await;
+    upstream.read_timeout = Some(timeouts.gap);
+    (begun.map(|(head, first)| (Box::new(upstream), head, first)), reused)
 }
 
 async fn exchange(
@@ -128,10 +145,6 @@ async fn send(upstream: &mut HttpSession, head: RequestHeader, body: Option<&Byt
     }
     upstream.finish_body().await?;
     Ok(())
-}
-
-fn unreachable(_error: &Error) -> Failure {
-    Failure { reject: Reject::UpstreamConnect, elsewhere: true }
 }
 
 /// What a read error says of the replica.

@@ -10,12 +10,19 @@ use pingora_http::{RequestHeader, ResponseHeader};
 /// Most headers that `Connection` may name.
 const CONNECTION_TOKENS_MAX: usize = 32;
 
-/// Refuses what parsers could read differently: a length beside chunked, or two lengths.
+/// Bytes of request line and headers taken.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Refuses heads that are too large, and what parsers could read differently: a length beside chunked, or two lengths.
 ///
 /// # Errors
-/// [`Reject::Framing`].
-pub(super) fn check_framing(session: &ServerSession) -> Result<(), Reject> {
+/// [`Reject::HeadersTooLarge`] and [`Reject::Framing`].
+pub(super) fn check_head(session: &ServerSession) -> Result<(), Reject> {
     let headers = &session.req_header().headers;
+    let fields = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+    if fields + session.req_header().raw_path().len() > HEAD_BYTES_MAX {
+        return Err(Reject::HeadersTooLarge);
+    }
     if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
         return Err(Reject::Framing);
     }

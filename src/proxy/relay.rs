@@ -1,6 +1,7 @@
 //! A replica's answer passed to the client as it comes, chunk by chunk, and read on the way for what it teaches: when the
 //! first token came, how far apart tokens are, and what the engine says it reused.
 
+use super::events::EventGate;
 use super::forward::Answer;
 use super::respond::Dialect;
 use super::shard::Shard;
@@ -54,6 +55,7 @@ pub(super) struct Relay<'r> {
     pub(super) dialect: Dialect,
     pub(super) timeouts: &'r TimeoutConfig,
     pub(super) is_stream: bool,
+    pub(super) gate: EventGate,
 }
 
 impl Relay<'_> {
@@ -78,9 +80,9 @@ impl Relay<'_> {
                 self.shard.connector.release_http_session(*upstream, &peer, Some(self.timeouts.upstream_idle)).await;
             }
             End::Broken(reject) if self.is_stream => {
-                let event = self.dialect.error_event(reject);
+                let event = [self.gate.closing(), &self.dialect.error_event(reject)].concat();
                 // A client that is gone by now has nothing to be told.
-                let _told = self.session.write_response_body(event, true).await;
+                let _told = self.session.write_response_body(event.into(), true).await;
             }
             End::Broken(_) | End::ClientLeft => {}
         }
@@ -97,6 +99,7 @@ impl Relay<'_> {
         };
         while let Some(bytes) = chunk {
             self.note(&bytes, seen);
+            let bytes = if self.is_stream { self.gate.pass(bytes) } else { bytes };
             if self.session.write_response_body(bytes, false).await.is_err() {
                 return End::ClientLeft;
             }
@@ -105,7 +108,7 @@ impl Relay<'_> {
                 Err(end) => return end,
             };
         }
-        match self.session.write_response_body(Bytes::new(), true).await {
+        match self.session.write_response_body(self.gate.rest(), true).await {
             Ok(()) => End::Complete,
             Err(_gone) => End::ClientLeft,
         }

@@ -29,6 +29,7 @@ const UPSTREAM_POOL: usize = 1024;
 /// HTTP/2 windows: the default of 64 KiB makes uploads of long prompts slow.
 const H2_WINDOW: u32 = 1 << 20;
 const H2_STREAMS_MAX: u32 = 1024;
+const H2_HEADERS_MAX: u32 = 64 * 1024;
 /// How long an idle client connection may still bring a request once the process is stopping.
 const IDLE_AT_STOP: Duration = Duration::from_secs(1);
 
@@ -129,7 +130,7 @@ impl Shard {
         let path = request.uri.path();
         let dialect = Dialect::of(path, request.headers.contains_key("anthropic-version"));
         let route = route::route(&request.method, path, snapshot.config.passthrough);
-        if let Err(reject) = headers::check_framing(session) {
+        if let Err(reject) = headers::check_head(session) {
             session.set_keepalive(None);
             self.metrics.refused_heads.inc();
             respond::reject(session, dialect, reject).await;
@@ -207,7 +208,8 @@ impl HttpServerApp for Shard {
         options
             .initial_window_size(H2_WINDOW)
             .initial_connection_window_size(H2_WINDOW * 16)
-            .max_concurrent_streams(H2_STREAMS_MAX);
+            .max_concurrent_streams(H2_STREAMS_MAX)
+            .max_header_list_size(H2_HEADERS_MAX);
         Some(options)
     }
 }

@@ -156,9 +156,10 @@ fn one_request_survives_four_kinds_of_failure() {
         assert_eq!(attempts.load(Ordering::SeqCst), 4, "turn {turn}: attempts that reached a replica");
         let turn = usize::try_from(turn).unwrap();
         assert_eq!(backends.iter().map(Backend::posts).sum::<usize>(), (turn + 1) * 4);
-        for backend in &backends {
-            assert_arrived(backend.received().last().unwrap(), body.as_bytes());
-        }
+        // A connection that was idle in the pool and turns out closed costs a second try at the same replica, so
+        // which replica had which attempt is open; that all four had the whole body is not.
+        let arrived = backends.iter().flat_map(Backend::received).filter(|one| one.body == body.as_bytes());
+        assert_eq!(arrived.count(), 4, "turn {turn}: attempts that brought the whole body");
     }
     gateway.wait_idle();
 }

@@ -88,13 +88,32 @@ fn each_event_passes_before_the_next_is_sent() {
     gateway.wait_idle();
 }
 
+/// Engines send a stream's head before they have computed anything: until the first bytes behind it have come, the
+/// client has seen nothing, and the request may still go elsewhere.
 #[test]
-fn the_head_of_a_stream_passes_before_its_first_event() {
-    let (backend, words) = paced();
-    let gateway = Setup::new(&[backend.url()]).start();
-    let mut client = open(&gateway, OPENAI); // nothing was sent yet but the head
-    words.send("late".to_owned()).unwrap();
-    read_until(&mut client, "late");
+fn a_replica_that_dies_between_head_and_first_event_costs_no_request() {
+    let turn = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let start = || {
+        let turn = std::sync::Arc::clone(&turn);
+        Backend::start(move |exchange| {
+            exchange.start_events()?;
+            if turn.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 {
+                exchange.close();
+                return Ok(());
+            }
+            exchange.event(&chunk_event("alive"))?;
+            exchange.event("[DONE]")?;
+            exchange.end_events()
+        })
+    };
+    let backends = [start(), start()];
+    let gateway = Setup::new(&[backends[0].url(), backends[1].url()]).start();
+    let mut client = open(&gateway, OPENAI);
+    let (body, end) = read_rest(&mut client);
+    end.unwrap();
+    assert!(String::from_utf8_lossy(&body).contains("alive"));
+    assert_eq!(backends.iter().map(Backend::posts).sum::<usize>(), 2);
+    gateway.wait_idle();
 }
 
 #[test]
