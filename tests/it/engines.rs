@@ -1,6 +1,7 @@
 //! The main job on real engines: four llama.cpp servers, groups of prompts with a long shared prefix, and how many
 //! prompt tokens the engines themselves say they took from their caches.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::support::engine::{Engine, urls};
-use crate::support::gateway::Setup;
+use crate::support::gateway::{Gateway, Setup};
 use crate::support::http::{self, Client};
 use crate::support::text;
 use crate::support::time::wait_for;
@@ -140,6 +141,15 @@ fn the_engines_see_plain_traffic_as_we_mean_it() {
     assert!((1_350..1_750).contains(&mean), "{mean} tokens a prompt, meant to be about 1,500");
 }
 
+/// How often each reason stands in the gateway's record of decisions.
+fn reasons(gateway: &Gateway) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for decision in gateway.admin_get("/decisions").json().as_array().into_iter().flatten() {
+        *counts.entry(decision["reason"].as_str().unwrap_or("none").to_owned()).or_default() += 1;
+    }
+    counts
+}
+
 #[test]
 fn most_prompt_tokens_come_from_the_engines_caches() {
     let Some(engines) = Engine::llama(4, 4, 16_384) else { return };
@@ -150,6 +160,7 @@ fn most_prompt_tokens_come_from_the_engines_caches() {
     assert_eq!(outcome.answered, GROUPS * REQUESTS_EACH);
     let share = outcome.cached_share();
     eprintln!("cached: {} of {} prompt tokens, {:.1} %", outcome.cached_tokens, outcome.prompt_tokens, share * 100.0);
+    eprintln!("reasons: {:?}", reasons(&gateway));
     assert!(share >= 0.84, "only {:.1} % of prompt tokens were cached", share * 100.0);
     gateway.wait_idle();
 }
