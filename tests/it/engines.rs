@@ -53,18 +53,26 @@ impl Outcome {
     }
 }
 
-/// The requests of all groups, in an order given by `seed`.
+/// The requests of all groups, interleaved: each round holds one of every group, in an order given by `seed`. (Two
+/// of a group at once, before its prefix was computed, are both computed from the start by these engines, wherever
+/// they are sent: such pairs would measure chance and not placement.)
 fn requests(seed: u64, stream: bool) -> Vec<String> {
+    let shared: Vec<String> = (0..GROUPS).map(|group| text(seed * 1_000 + group, SHARED_CHARS)).collect();
+    let mut random = fastrand::Rng::with_seed(seed);
     let mut bodies = Vec::new();
-    for group in 0..GROUPS {
-        let shared = text(seed * 1_000 + group, SHARED_CHARS);
-        for turn in 0..REQUESTS_EACH {
+    for turn in 0..REQUESTS_EACH {
+        let mut round: Vec<u64> = (0..GROUPS).collect();
+        random.shuffle(&mut round);
+        for group in round {
             let question = text(seed * 1_000_000 + group * 1_000 + turn, 60);
             let mut body = json!({
                 "model": "m",
                 "max_tokens": 8,
                 "stream": stream,
-                "messages": [{ "role": "system", "content": shared }, { "role": "user", "content": question }],
+                "messages": [
+                    { "role": "system", "content": shared[usize::try_from(group).unwrap()] },
+                    { "role": "user", "content": question },
+                ],
             });
             if stream {
                 body["stream_options"] = json!({ "include_usage": true });
@@ -72,7 +80,6 @@ fn requests(seed: u64, stream: bool) -> Vec<String> {
             bodies.push(body.to_string());
         }
     }
-    fastrand::Rng::with_seed(seed).shuffle(&mut bodies);
     bodies
 }
 
