@@ -62,7 +62,9 @@ fn metrics_parse_and_count() {
     assert!(answer.head.header("content-type").is_some_and(|kind| kind.starts_with("text/plain")), "{:?}", answer.head);
     let found = series(&answer.text());
     assert!(found.iter().any(|name| name.starts_with("emberlane_")), "{found:?}");
-    assert!(found.iter().any(|name| name.contains("body_not_json")), "the refusal is not counted: {found:?}");
+    wait_for("the refusal to be counted", Duration::from_secs(2), || {
+        series(&gateway.admin_get("/metrics").text()).iter().any(|name| name.contains("body_not_json"))
+    });
 }
 
 #[test]
