@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::support::backend::Backend;
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::http::Client;
+use crate::support::time::wait_for;
 use crate::support::{chat, text};
 
 const PATH: &str = "/v1/chat/completions";
@@ -16,6 +18,9 @@ fn fleet() -> (Vec<Backend>, Gateway) {
     let backends: Vec<Backend> = (0..2).map(|_| Backend::completing()).collect();
     let urls: Vec<String> = backends.iter().map(Backend::url).collect();
     let gateway = Setup::new(&urls).start();
+    wait_for("the replicas' models to be known", Duration::from_secs(10), || {
+        gateway.replicas().iter().all(|replica| replica["models"].is_array())
+    });
     (backends, gateway)
 }
 
@@ -57,7 +62,9 @@ fn metrics_parse_and_count() {
     assert!(answer.head.header("content-type").is_some_and(|kind| kind.starts_with("text/plain")), "{:?}", answer.head);
     let found = series(&answer.text());
     assert!(found.iter().any(|name| name.starts_with("emberlane_")), "{found:?}");
-    assert!(found.iter().any(|name| name.contains("body_not_json")), "the refusal is not counted: {found:?}");
+    wait_for("the refusal to be counted", Duration::from_secs(2), || {
+        series(&gateway.admin_get("/metrics").text()).iter().any(|name| name.contains("body_not_json"))
+    });
 }
 
 #[test]
@@ -172,7 +179,7 @@ fn explain_tells_where_a_body_would_go() {
 fn the_gateway_lists_its_models() {
     let (_backends, gateway) = fleet();
     let listed = || crate::support::http::get(gateway.listen, "/v1/models").unwrap().json();
-    crate::support::time::wait_for("model m to be listed", std::time::Duration::from_secs(10), || {
+    wait_for("model m to be listed", Duration::from_secs(10), || {
         listed()["data"].as_array().is_some_and(|models| models.iter().any(|model| model["id"] == "m"))
     });
     assert_eq!(listed()["object"], "list");
