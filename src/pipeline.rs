@@ -10,9 +10,11 @@
 //! [`Decider::place_again`] to try elsewhere, [`Shared::confirm`] or [`Shared::retract`] once the outcome is known,
 //! and the `learn_*` functions with what the answer taught.
 
+mod candidates;
 mod choice;
 mod shared;
 
+use candidates::Candidates;
 pub use choice::{Choice, Decision, PASSTHROUGH, Reason};
 pub use shared::{Limits, Shared, SharedConfig, Snapshot, TokenRatios};
 
@@ -22,7 +24,7 @@ use crate::fleet::{NoPool, Pool};
 use crate::id::{BlockHash, DecisionId, PoolId, ReplicaSlot};
 use crate::load::Flight;
 use crate::parse::{Api, ParseLimits, Parser, Request};
-use crate::policy::{View, pick};
+use crate::policy::pick;
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
 use crate::reject::{BodyFault, Reject};
@@ -87,7 +89,7 @@ impl Placement {
 pub struct Decider {
     parser: Parser,
     depths: WarmDepths,
-    view: View,
+    candidates: Candidates,
     costs: Vec<f32>,
     chain: Vec<BlockHash>,
     spare_chains: Vec<Vec<BlockHash>>,
@@ -104,7 +106,7 @@ impl Decider {
         Self {
             parser: Parser::new(limits),
             depths: WarmDepths::new(slots_max),
-            view: View::default(),
+            candidates: Candidates::default(),
             costs: Vec::new(),
             chain: Vec::new(),
             spare_chains: Vec::new(),
@@ -249,14 +251,12 @@ impl Decider {
     ) -> Result<(), Reject> {
         let pool = pool_by_id(snapshot, placement.decision.pool).ok_or(Reject::NoReplica)?;
         shared.index.lookup(chain, &mut self.depths);
-        self.view.prompt_tokens = placement.decision.prompt_tokens;
-        self.view.affinity_key = placement.affinity_key;
-        choice::fill_view(&mut self.view, shared, snapshot, pool, &self.depths, placement, now);
+        let view = self.candidates.view(shared, snapshot, pool, &self.depths, placement, now);
         self.costs.clear();
-        self.costs.resize(self.view.len(), 0.0);
-        snapshot.policy.cost(&self.view, &mut self.rng, &mut self.costs);
+        self.costs.resize(view.len(), 0.0);
+        snapshot.policy.cost(view, &mut self.rng, &mut self.costs);
         let pick = pick(&self.costs, &mut self.rng).ok_or(Reject::NoReplica)?;
-        choice::note(placement, &self.view, &self.costs, pick, snapshot);
+        choice::note(placement, view, &self.costs, pick, snapshot);
         placement.held_blocks = self.depths.get(placement.decision.chosen.slot) as usize;
         Ok(())
     }

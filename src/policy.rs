@@ -2,6 +2,7 @@
 //! infinite is "never". One picker takes the least, breaks ties at random, and remembers the runner-up.
 
 mod baseline;
+pub mod column;
 mod price;
 
 pub use baseline::{LeastRequest, PowerOfTwo, Random, RoundRobin, Sticky, Weighted};
@@ -60,6 +61,28 @@ impl View {
         }
     }
 
+    /// Adds the candidate at `place` of `other`.
+    pub fn push_from(&mut self, other: &Self, place: usize) {
+        self.slots.push(other.slots[place]);
+        for (column, from) in self.columns_mut().into_iter().zip(other.columns()) {
+            column.push(from[place]);
+        }
+    }
+
+    fn columns(&self) -> [&[f32]; 9] {
+        [
+            &self.in_flight,
+            &self.prefill_tokens,
+            &self.warm_tokens,
+            &self.slots_limit,
+            &self.service_s,
+            &self.base_s,
+            &self.prefill_s_per_token,
+            &self.resident_blocks,
+            &self.kv_usage,
+        ]
+    }
+
     fn columns_mut(&mut self) -> [&mut Vec<f32>; 9] {
         [
             &mut self.in_flight,
@@ -112,21 +135,22 @@ pub struct Pick {
 /// Takes the least cost; among equals each is as likely. `None` when every cost is infinite (or not a number).
 #[must_use]
 pub fn pick(costs: &[f32], rng: &mut fastrand::Rng) -> Option<Pick> {
-    let least = costs.iter().copied().fold(f32::INFINITY, f32::min);
+    let least = column::least(costs);
     if !least.is_finite() {
         return None;
     }
-    let equal = costs.iter().filter(|cost| **cost <= least).count();
-    let chosen = if equal > 1 { rng.usize(..equal) } else { 0 };
-    let best = costs.iter().enumerate().filter(|(_, cost)| **cost <= least).nth(chosen).map(|(place, _)| place)?;
-    let mut runner_up = None;
-    let mut next = f32::INFINITY;
-    for (place, cost) in costs.iter().enumerate() {
-        if place != best && *cost < next {
-            next = *cost;
-            runner_up = Some(place);
-        }
+    let mut equals = costs.iter().enumerate().filter(|(_, cost)| **cost <= least).map(|(place, _)| place);
+    let equal = costs.iter().map(|cost| u32::from(*cost <= least)).sum::<u32>();
+    if equal > 1 {
+        let chosen = rng.usize(..equal as usize);
+        let best = equals.clone().nth(chosen)?;
+        return Some(Pick { best, runner_up: equals.nth(usize::from(chosen == 0)) });
     }
+    let best = equals.next()?;
+    let (before, after) = (costs.get(..best).unwrap_or_default(), costs.get(best + 1..).unwrap_or_default());
+    let next = column::least(before).min(column::least(after));
+    let is_next = |(place, cost): (usize, &f32)| *cost <= next && place != best;
+    let runner_up = if next.is_finite() { costs.iter().enumerate().position(is_next) } else { None };
     Some(Pick { best, runner_up })
 }
 

@@ -104,7 +104,9 @@ fn assert_alike(chats: &mut Chats, world: &mut World, naive: &mut Naive) {
     }
     let [ours, theirs] = [ours, theirs].map(|shares| shares / f64::from(u32::try_from(count).unwrap()));
     eprintln!("{ours} {theirs}");
-    if false { assert!(ours >= 0.2 && ours >= 0.8 * theirs, "cached: {ours} of a prompt, the rival {theirs}"); }
+    if false {
+        assert!(ours >= 0.2 && ours >= 0.8 * theirs, "cached: {ours} of a prompt, the rival {theirs}");
+    }
 }
 
 /// Times the price of `replicas` alone, for requests without a prompt.

@@ -1,13 +1,10 @@
-//! What a decision paid and why: the view of the candidates going in, the record coming out.
+//! What a decision paid and why: plain data, and its words for people.
 
-use super::{Placement, Shared, Snapshot};
+use super::{Placement, Snapshot};
 use crate::clock::Now;
-use crate::fleet::Pool;
 use crate::id::{DecisionId, PoolId, ReplicaSlot};
 use crate::parse::Api;
-use crate::policy::{Pick, View};
-use crate::prefix::BLOCK_BYTES;
-use crate::prefix::index::WarmDepths;
+use crate::policy::{Pick, View, column};
 
 /// Name of the route of paths that are passed through.
 pub const PASSTHROUGH: &str = "passthrough";
@@ -179,60 +176,18 @@ impl Decision {
     }
 }
 
-/// Fills `view` with the members of `pool` that may take the request now.
-pub(super) fn fill_view(
-    view: &mut View,
-    shared: &Shared,
-    snapshot: &Snapshot,
-    pool: &Pool,
-    depths: &WarmDepths,
-    placement: &Placement,
-    now: Now,
-) {
-    view.clear();
-    let (tokens, tried) = (placement.decision.prompt_tokens, placement.tried());
-    let tokens_per_block = snapshot.ratios.tokens(pool.id, BLOCK_BYTES);
-    for &slot in &pool.members {
-        let in_flight = shared.load.in_flight(slot);
-        if tried.contains(&slot) || !shared.health.admits(slot, in_flight, now) {
-            continue;
-        }
-        push_candidate(view, shared, snapshot, slot, in_flight, tokens.min(lossy(depths.get(slot)) * tokens_per_block));
-    }
-}
-
-fn push_candidate(view: &mut View, shared: &Shared, snapshot: &Snapshot, slot: ReplicaSlot, in_flight: u32, warm: f32) {
-    let rates = shared.rates.rates(slot);
-    let limits = snapshot.limits(slot);
-    view.slots.push(slot);
-    view.in_flight.push(lossy(in_flight));
-    view.prefill_tokens.push(shared.load.prefill_tokens(slot) as f32);
-    view.warm_tokens.push(warm);
-    view.slots_limit.push(limits.slots);
-    view.service_s.push(shared.rates.service_s(slot));
-    view.base_s.push(rates.base_s);
-    view.prefill_s_per_token.push(rates.prefill_s_per_token);
-    let resident = shared.index.resident_blocks(slot) as f32;
-    view.resident_blocks.push(resident);
-    view.kv_usage.push((resident / limits.kv_blocks).min(1.0));
-}
-
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts, never negative; saturates")]
 const fn whole(count: f32) -> u64 {
     count as u64
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^24, or good to 7 digits")]
-const fn lossy(count: u32) -> f32 {
-    count as f32
 }
 
 /// Writes the pick into `placement`.
 pub(super) fn note(placement: &mut Placement, view: &View, costs: &[f32], pick: Pick, snapshot: &Snapshot) {
     let choice = |place: usize| seen(view, costs, place, snapshot);
     let chosen = choice(pick.best);
-    let warmest = (0..view.len()).max_by(|a, b| view.warm_tokens[*a].total_cmp(&view.warm_tokens[*b]));
-    let warmest = warmest.filter(|place| view.warm_tokens[*place] > view.warm_tokens[pick.best]);
+    let most = column::most(&view.warm_tokens, view.warm_tokens[pick.best]);
+    let is_warmest = |warm: &f32| *warm >= most && *warm > view.warm_tokens[pick.best];
+    let warmest = view.warm_tokens.iter().position(is_warmest);
     let again = placement.attempts > 0;
     if let Some(cell) = placement.tried.get_mut(placement.attempts) {
         *cell = chosen.slot;

@@ -14,7 +14,7 @@ use crate::prefix::hash::PrefixHasher;
 use crate::prefix::index::PrefixIndex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Sizes that are fixed for the life of the process.
 #[derive(Clone, Copy, Debug)]
@@ -174,6 +174,9 @@ pub struct Limits {
     pub kv_blocks: f32,
 }
 
+/// Snapshots made so far.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
 /// One configuration, resolved and at work. Never changes; a reload makes a new one.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -186,6 +189,7 @@ pub struct Snapshot {
     /// Bytes per token by pool.
     pub ratios: TokenRatios,
     limits: Vec<Limits>,
+    generation: u64,
 }
 
 impl Snapshot {
@@ -194,10 +198,17 @@ impl Snapshot {
     pub fn new(config: Config, fleet: Fleet, ratios: &TokenRatios) -> Self {
         let ratios = ratios.rebuilt(&fleet);
         let policy = policy::build(&config.policy);
-        let mut snapshot = Self { config, fleet, policy, ratios, limits: Vec::new() };
+        let generation = GENERATION.fetch_add(1, Relaxed);
+        let mut snapshot = Self { config, fleet, policy, ratios, limits: Vec::new(), generation };
         let last = snapshot.fleet.replicas.iter().map(|replica| replica.slot.index() + 1).max().unwrap_or(0);
         snapshot.limits = (0..last).filter_map(ReplicaSlot::from_index).map(|slot| snapshot.limits_of(slot)).collect();
         snapshot
+    }
+
+    /// A number that no other snapshot of this process has: what was derived from one is known by it.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Limits of `slot`.

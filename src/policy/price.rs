@@ -12,7 +12,7 @@
 //! The spill gate: a replica with clearly more than its share of requests gets no credit for its cache, so a hot prefix
 //! spreads to a second replica instead of pinning the first (the rule is smg's per-request gate).
 
-use super::{Policy, View};
+use super::{Policy, View, column};
 use crate::config::PolicyConfig;
 
 /// Weight of the crowding term: how much of a prompt's prefill it may cost to land on the fullest cache.
@@ -44,17 +44,22 @@ impl Price {
 impl Policy for Price {
     fn cost(&self, view: &View, _rng: &mut fastrand::Rng, costs: &mut [f32]) {
         #[expect(clippy::cast_precision_loss, reason = "at most 4,096")]
-        let mean = view.in_flight.iter().sum::<f32>() / view.len().max(1) as f32;
+        let mean = column::sum(&view.in_flight) / view.len().max(1) as f32;
         let gate = (self.spill_ratio * mean).max(mean + self.spill_margin);
-        let fullest = view.resident_blocks.iter().copied().fold(1.0, f32::max);
+        let fullest = column::most(&view.resident_blocks, 1.0);
+        // Columns of one known length: the loop has no bounds to check and no branch, and runs on SIMD lanes.
+        let n = costs.len();
+        let (in_flight, prefill_tokens) = (&view.in_flight[..n], &view.prefill_tokens[..n]);
+        let (warm_tokens, resident) = (&view.warm_tokens[..n], &view.resident_blocks[..n]);
+        let (limits, service) = (&view.slots_limit[..n], &view.service_s[..n]);
+        let (base, prefill) = (&view.base_s[..n], &view.prefill_s_per_token[..n]);
         for (place, cost) in costs.iter_mut().enumerate() {
-            let in_flight = view.in_flight[place];
-            let warm = if in_flight > gate { 0.0 } else { view.warm_tokens[place] };
-            let prefill = view.prefill_s_per_token[place];
-            let own = (view.prompt_tokens - warm).max(0.0) * prefill;
-            let crowding = CROWDING * view.resident_blocks[place] / fullest;
-            *cost =
-                wait_s(view, place, self.slowdown_s) + view.base_s[place] + own * (1.0 + self.reuse_bonus + crowding);
+            let warm = if in_flight[place] > gate { 0.0 } else { warm_tokens[place] };
+            let own = larger(view.prompt_tokens - warm, 0.0) * prefill[place];
+            let ahead = prefill_tokens[place] * prefill[place];
+            let wait = wait(in_flight[place], limits[place], ahead, service[place], self.slowdown_s);
+            let crowding = CROWDING * resident[place] / fullest;
+            *cost = wait + base[place] + own * (1.0 + self.reuse_bonus + crowding);
         }
     }
 
@@ -64,14 +69,26 @@ impl Policy for Price {
 }
 
 /// Seconds before a new request's own prefill starts at candidate `place`.
-#[inline]
+#[must_use]
 pub fn wait_s(view: &View, place: usize, slowdown_s: f32) -> f32 {
-    let in_flight = view.in_flight[place];
-    let limit = view.slots_limit[place];
     let ahead = view.prefill_tokens[place] * view.prefill_s_per_token[place];
-    let over = (in_flight + 1.0 - limit).max(0.0);
-    let queue = if over > 0.0 { over / limit.max(1.0) * view.service_s[place].max(slowdown_s) } else { 0.0 };
-    ahead + queue + in_flight.min(limit) * slowdown_s
+    wait(view.in_flight[place], view.slots_limit[place], ahead, view.service_s[place], slowdown_s)
+}
+
+/// The prefill `ahead`, the queue for one of `limit` slots, and the slow-down by those already decoding. Without a
+/// limit (an infinite one) nobody is over it, and the queue is zero.
+#[inline(always)]
+fn wait(in_flight: f32, limit: f32, ahead: f32, service_s: f32, slowdown_s: f32) -> f32 {
+    let over = larger(in_flight + 1.0 - limit, 0.0);
+    let queue = over / larger(limit, 1.0) * larger(service_s, slowdown_s);
+    let decoding = if in_flight < limit { in_flight } else { limit };
+    ahead + queue + decoding * slowdown_s
+}
+
+/// The larger of two numbers; one instruction, as `f32::max` is not, for it cares about what is not a number.
+#[inline(always)]
+const fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
 #[cfg(test)]
