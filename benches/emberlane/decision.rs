@@ -12,15 +12,19 @@ use emberlane::{pipeline::Reason, prefix::BLOCK_BYTES};
 
 /// Replicas, where nothing else is said.
 const REPLICAS: usize = 256;
-/// Prompt bytes of other conversations that the replicas hold: their entries take more than the caches.
-const HELD_BYTES: usize = 64 << 20;
-/// Bytes of the chats that take turns.
-const CHATS_BYTES: usize = 512 << 10;
+/// Prompt bytes that a replica holds of other conversations: what the default configuration believes of it.
+const HELD_BYTES: usize = 1_600_000;
+/// The most that all hold together: what fits the index.
+const HELD_BYTES_MAX: usize = 256 * HELD_BYTES;
+/// Bytes of the chats that take turns: as many conversations as a fleet has open at once, so that what is known of one
+/// has left the caches when it comes back.
+const CHATS_BYTES: usize = 32 << 20;
 
 pub(crate) fn rows(options: &Options) -> Vec<Row> {
     let mut rows = Vec::new();
+    let mut gateways_256 = gateways(options, REPLICAS);
     for (label, bytes) in [("1K", 1 << 10), ("8K", 8 << 10), ("32K", 32 << 10), ("128K", 128 << 10)] {
-        let (ours, theirs) = decisions(options, bytes, REPLICAS);
+        let (ours, theirs) = decisions(options, bytes, &mut gateways_256);
         let row = Row::new(format!("decision/{label}"), ours.p50() / 1e3, "µs").against("naive", theirs.p50() / 1e3);
         let ratio = Row::ratio(format!("decision/{label}/ratio"), theirs.p50() / ours.p50(), "naive");
         if label == "8K" {
@@ -32,38 +36,38 @@ pub(crate) fn rows(options: &Options) -> Vec<Row> {
             rows.extend([row, ratio]);
         }
     }
+    let mut prices = vec![price(options, &mut gateways_256)];
+    drop(gateways_256);
     for replicas in [16, 1024, 4096] {
-        let (ours, theirs) = decisions(options, 8 << 10, replicas);
+        let mut gateways = gateways(options, replicas);
+        let (ours, theirs) = decisions(options, 8 << 10, &mut gateways);
         rows.push(
             Row::new(format!("decision/8K/{replicas}-replicas"), ours.p50() / 1e3, "µs")
                 .against("naive", theirs.p50() / 1e3),
         );
+        prices.push(price(options, &mut gateways));
     }
-    for replicas in [16, 256, 1024, 4096] {
-        let (ours, theirs) = prices(options, replicas);
-        rows.push(
-            Row::new(format!("decision/price/{replicas}-replicas"), ours.p50() / 1e3, "µs")
-                .against("naive", theirs.p50() / 1e3),
-        );
-    }
+    rows.append(&mut prices);
     rows
 }
 
 /// A gateway and its rival, whose `replicas` hold the same amount of other conversations.
-fn gateways(replicas: usize) -> (World, Naive) {
+fn gateways(options: &Options, replicas: usize) -> (World, Naive) {
     let (world, naive) = (World::new(replicas), Naive::new(replicas));
     let mut random = fastrand::Rng::with_seed(5);
+    let held_bytes = HELD_BYTES.min(HELD_BYTES_MAX / replicas) / if options.quick { 16 } else { 1 };
     for replica in 0..u16::try_from(replicas).unwrap() {
-        world.fill(replica, HELD_BYTES / replicas / BLOCK_BYTES, &mut random);
-        naive.fill(replica, HELD_BYTES / replicas / naive::BLOCK_BYTES, &mut random);
+        world.fill(replica, held_bytes / BLOCK_BYTES, &mut random);
+        naive.fill(replica, held_bytes / naive::BLOCK_BYTES, &mut random);
     }
     (world, naive)
 }
 
 /// Times whole decisions over chats of `bytes` bytes.
-fn decisions(options: &Options, bytes: usize, replicas: usize) -> (Times, Times) {
-    let (mut world, mut naive) = gateways(replicas);
-    let mut chats = Chats::new((CHATS_BYTES / bytes).clamp(8, 64), bytes);
+fn decisions(options: &Options, bytes: usize, (world, naive): &mut (World, Naive)) -> (Times, Times) {
+    let room = (world.replicas() * HELD_BYTES / 4).min(CHATS_BYTES);
+    let chats_bytes = if options.quick { room / 16 } else { room };
+    let mut chats = Chats::new((chats_bytes / bytes).min(4096), bytes);
     for body in chats.originals() {
         for _ in 0..3 {
             world.serve(body);
@@ -74,7 +78,7 @@ fn decisions(options: &Options, bytes: usize, replicas: usize) -> (Times, Times)
     for body in chats.originals() {
         let decision = world.consider_idle(body);
         assert!(decision.chosen.uncached_tokens() <= BLOCK_BYTES as u64 / 4, "all but a partial block: {decision:?}");
-        assert_eq!((decision.reason, usize::from(decision.candidates)), (Reason::Warm, replicas));
+        assert_eq!((decision.reason, usize::from(decision.candidates)), (Reason::Warm, world.replicas()));
         assert!(naive.consider_idle(body) >= 0.95);
     }
     // Both find the body where reading it from the socket has left it: in cache.
@@ -89,7 +93,10 @@ fn decisions(options: &Options, bytes: usize, replicas: usize) -> (Times, Times)
         |_| world.serve(&socket.borrow()),
         |_| naive.serve(&socket.borrow()),
     );
-    assert_alike(&mut chats, &mut world, &mut naive);
+    // Shorter prompts cost less to compute than to wait for: there we rightly find less.
+    if bytes >= 8 << 10 {
+        assert_alike(&mut chats, world, naive);
+    }
     (ours, theirs)
 }
 
@@ -103,19 +110,17 @@ fn assert_alike(chats: &mut Chats, world: &mut World, naive: &mut Naive) {
         theirs += naive.serve(body);
     }
     let [ours, theirs] = [ours, theirs].map(|shares| shares / f64::from(u32::try_from(count).unwrap()));
-    eprintln!("{ours} {theirs}");
-    if false {
-        assert!(ours >= 0.2 && ours >= 0.8 * theirs, "cached: {ours} of a prompt, the rival {theirs}");
-    }
+    assert!(ours >= 0.5 && ours >= 0.9 * theirs, "cached: {ours} of a prompt, the rival {theirs}");
 }
 
-/// Times the price of `replicas` alone, for requests without a prompt.
-fn prices(options: &Options, replicas: usize) -> (Times, Times) {
-    let (mut world, mut naive) = gateways(replicas);
-    measure::against(
+/// The row of the price alone, for requests without a prompt.
+fn price(options: &Options, (world, naive): &mut (World, Naive)) -> Row {
+    let replicas = world.replicas();
+    let (ours, theirs) = measure::against(
         options.repeats(4000),
         1,
         |_| assert_eq!(usize::from(world.serve_blind().candidates), replicas),
         |_| naive.serve_blind(),
-    )
+    );
+    Row::new(format!("decision/price/{replicas}-replicas"), ours.p50() / 1e3, "µs").against("naive", theirs.p50() / 1e3)
 }

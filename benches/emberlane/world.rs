@@ -64,6 +64,11 @@ impl World {
         Self { shared: Arc::new(shared), snapshot, decider, flying, flying_max, now: Now(1) }
     }
 
+    /// Replicas behind it.
+    pub(crate) const fn replicas(&self) -> usize {
+        self.flying_max / IN_FLIGHT
+    }
+
     /// Notes that `replica` holds `blocks` random ones.
     pub(crate) fn fill(&self, replica: u16, blocks: usize, random: &mut fastrand::Rng) {
         let chain: Vec<_> = (0..blocks).map(|_| BlockHash(random.u64(..))).collect();
