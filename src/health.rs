@@ -72,6 +72,14 @@ impl HealthColumns {
         }
     }
 
+    /// Whether every one of `slots` is [`HealthState::Healthy`]: the common case, found quickly.
+    #[must_use]
+    pub fn all_healthy(&self, slots: &[ReplicaSlot]) -> bool {
+        let cells = &*self.cells;
+        let until = |slot: &ReplicaSlot| cells.get(slot.index()).map_or(0, |cell| cell.ejected_until.load(Relaxed));
+        slots.iter().fold(0, |any, slot| any | until(slot)) == 0
+    }
+
     /// A replica answered as it should.
     pub fn succeeded(&self, slot: ReplicaSlot) {
         let Some(cell) = self.cells.get(slot.index()) else { return };

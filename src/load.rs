@@ -36,6 +36,15 @@ impl LoadColumns {
         self.prefill_tokens.get(slot.index()).map_or(0, |cell| cell.load(Relaxed))
     }
 
+    /// Both counts of each of `slots`: [`Self::in_flight`] and [`Self::prefill_tokens`].
+    pub fn read<'a>(&'a self, slots: &'a [ReplicaSlot]) -> impl Iterator<Item = (u32, u64)> + use<'a> {
+        let (in_flight, prefill_tokens) = (&*self.in_flight, &*self.prefill_tokens);
+        slots.iter().map(move |slot| {
+            let cells = in_flight.get(slot.index()).zip(prefill_tokens.get(slot.index()));
+            cells.map_or((0, 0), |(requests, tokens)| (requests.load(Relaxed), tokens.load(Relaxed)))
+        })
+    }
+
     /// Requests in flight at all replicas.
     #[must_use]
     pub fn in_flight_total(&self) -> u64 {

@@ -61,6 +61,15 @@ impl View {
         }
     }
 
+    /// Makes `slots` the candidates; the other columns are zero.
+    pub fn reset(&mut self, slots: &[ReplicaSlot]) {
+        self.clear();
+        self.slots.extend_from_slice(slots);
+        for column in self.columns_mut() {
+            column.resize(slots.len(), 0.0);
+        }
+    }
+
     /// Adds the candidate at `place` of `other`.
     pub fn push_from(&mut self, other: &Self, place: usize) {
         self.slots.push(other.slots[place]);

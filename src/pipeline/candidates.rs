@@ -1,8 +1,9 @@
 //! The view that a policy prices: who may take the request, and what is known of each.
 //!
 //! What changes with every request (requests in flight, prefill ahead, how much of this prompt is held) is read anew for
-//! each decision. What changes slowly (learned rates, cache use, limits) is kept for [`SLOW_FOR`]: reading it costs ten
-//! times as much, and it moves little from one request to the next.
+//! each decision. What changes slowly (learned rates, cache use, limits) is at most [`SWEEP`] old: reading it takes fifty
+//! times as long, so each decision reads a share of the replicas, as large as the time since the last one. The cost is
+//! then the same every second however many requests come, and no request pays for all.
 
 use super::{Placement, Shared, Snapshot};
 use crate::clock::Now;
@@ -13,8 +14,8 @@ use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
 use std::time::Duration;
 
-/// How long the slow columns are kept.
-const SLOW_FOR: Duration = Duration::from_millis(10);
+/// The time in which the slow columns of all replicas are read once.
+const SWEEP: Duration = Duration::from_millis(50);
 /// Pools whose columns are kept; more share the places.
 const POOLS: usize = 16;
 
@@ -31,9 +32,15 @@ pub(super) struct Candidates {
 struct PoolView {
     /// Of which snapshot and pool.
     of: Option<(u64, PoolId)>,
-    /// When the slow columns were read.
-    read_at: Now,
+    /// Where the sweep goes on.
+    next: usize,
+    /// Up to when it has come; `None` before it has read them all once.
+    swept: Option<Now>,
     view: View,
+    /// Places in `view` by slot; of the pool's members alone are they right.
+    places: Vec<u16>,
+    /// Places whose `warm_tokens` are not zero.
+    warm: Vec<u16>,
 }
 
 impl Candidates {
@@ -50,17 +57,17 @@ impl Candidates {
         let Self { pools, admitted } = self;
         let kept = &mut pools[usize::from(pool.id.0) % POOLS];
         let of = Some((snapshot.generation(), pool.id));
-        if kept.of != of || now.since(kept.read_at) >= SLOW_FOR {
-            (kept.of, kept.read_at) = (of, now);
-            read_slow(&mut kept.view, shared, snapshot, pool);
+        if kept.of != of {
+            kept.reset(pool);
+            kept.of = of;
         }
-        let view = &mut kept.view;
-        view.prompt_tokens = placement.decision.prompt_tokens;
-        view.affinity_key = placement.affinity_key;
-        let all_healthy = read_load(view, shared, now);
-        read_warm(view, depths, snapshot.ratios.tokens(pool.id, BLOCK_BYTES));
-        let tried = placement.tried();
-        if all_healthy && tried.is_empty() {
+        kept.sweep(shared, snapshot, now);
+        kept.view.prompt_tokens = placement.decision.prompt_tokens;
+        kept.view.affinity_key = placement.affinity_key;
+        kept.read_load(shared);
+        kept.read_warm(depths, snapshot.ratios.tokens(pool.id, BLOCK_BYTES));
+        let (view, tried) = (&kept.view, placement.tried());
+        if tried.is_empty() && shared.health.all_healthy(&view.slots) {
             return view;
         }
         admitted.clear();
@@ -75,47 +82,79 @@ impl Candidates {
     }
 }
 
-/// Reads anew what changes slowly; the other columns get their length.
-fn read_slow(view: &mut View, shared: &Shared, snapshot: &Snapshot, pool: &Pool) {
-    view.clear();
-    for &slot in &pool.members {
-        let rates = shared.rates.rates(slot);
-        let limits = snapshot.limits(slot);
-        let resident = shared.index.resident_blocks(slot) as f32;
-        view.slots.push(slot);
-        view.slots_limit.push(limits.slots);
-        view.service_s.push(shared.rates.service_s(slot));
-        view.base_s.push(rates.base_s);
-        view.prefill_s_per_token.push(rates.prefill_s_per_token);
-        view.resident_blocks.push(resident);
-        view.kv_usage.push((resident / limits.kv_blocks).min(1.0));
+impl PoolView {
+    /// Starts over with the members of `pool`.
+    fn reset(&mut self, pool: &Pool) {
+        (self.next, self.swept) = (0, None);
+        self.view.reset(&pool.members);
+        self.warm.clear();
+        for (place, slot) in (0..).zip(&pool.members) {
+            if self.places.len() <= slot.index() {
+                self.places.resize(slot.index() + 1, 0);
+            }
+            self.places[slot.index()] = place;
+        }
     }
-    for column in [&mut view.in_flight, &mut view.prefill_tokens, &mut view.warm_tokens] {
-        column.resize(pool.members.len(), 0.0);
+
+    /// Reads what is in flight.
+    fn read_load(&mut self, shared: &Shared) {
+        let View { slots, in_flight, prefill_tokens, .. } = &mut self.view;
+        let cells = in_flight.iter_mut().zip(prefill_tokens);
+        for ((in_flight, prefill_tokens), (requests, tokens)) in cells.zip(shared.load.read(slots)) {
+            *in_flight = lossy(requests);
+            *prefill_tokens = tokens.cast_signed() as f32;
+        }
+    }
+
+    /// Turns depths into tokens, for the replicas that hold anything.
+    fn read_warm(&mut self, depths: &WarmDepths, tokens_per_block: f32) {
+        let Self { view, places, warm, .. } = self;
+        for place in warm.drain(..) {
+            view.warm_tokens[usize::from(place)] = 0.0;
+        }
+        for &slot in depths.touched() {
+            let Some(&place) = places.get(slot.index()) else { continue };
+            // Replicas of other pools hold the prompt too, when they serve several models under one name.
+            if view.slots.get(usize::from(place)) == Some(&slot) {
+                view.warm_tokens[usize::from(place)] =
+                    view.prompt_tokens.min(lossy(depths.get(slot)) * tokens_per_block);
+                warm.push(place);
+            }
+        }
+    }
+
+    /// Reads the slow columns of the replicas that are due.
+    fn sweep(&mut self, shared: &Shared, snapshot: &Snapshot, now: Now) {
+        let members = self.view.len();
+        let mut due = members;
+        match self.swept.filter(|swept| now.since(*swept) < SWEEP) {
+            Some(swept) => {
+                let each = SWEEP / u32::try_from(members).unwrap_or(u32::MAX).max(1);
+                let count = u32::try_from(now.since(swept).as_nanos() / each.as_nanos().max(1)).unwrap_or(u32::MAX);
+                due = members.min(count as usize);
+                self.swept = Some(swept.plus(each * count));
+            }
+            None => self.swept = Some(now),
+        }
+        for _ in 0..due {
+            read_slow(&mut self.view, self.next, shared, snapshot);
+            self.next = if self.next + 1 < members { self.next + 1 } else { 0 };
+        }
     }
 }
 
-/// Reads what is in flight. True when every replica takes requests.
-fn read_load(view: &mut View, shared: &Shared, now: Now) -> bool {
-    let mut all_healthy = true;
-    let cells = view.in_flight.iter_mut().zip(&mut view.prefill_tokens);
-    for (&slot, (in_flight, prefill_tokens)) in view.slots.iter().zip(cells) {
-        let count = shared.load.in_flight(slot);
-        *in_flight = lossy(count);
-        *prefill_tokens = shared.load.prefill_tokens(slot) as f32;
-        all_healthy &= shared.health.admits(slot, count, now);
-    }
-    all_healthy
-}
-
-/// Turns depths into tokens.
-fn read_warm(view: &mut View, depths: &WarmDepths, tokens_per_block: f32) {
-    if depths.touched().is_empty() {
-        return view.warm_tokens.fill(0.0);
-    }
-    for (&slot, warm) in view.slots.iter().zip(&mut view.warm_tokens) {
-        *warm = view.prompt_tokens.min(lossy(depths.get(slot)) * tokens_per_block);
-    }
+/// Reads what changes slowly about the candidate at `place`.
+fn read_slow(view: &mut View, place: usize, shared: &Shared, snapshot: &Snapshot) {
+    let slot = view.slots[place];
+    let rates = shared.rates.rates(slot);
+    let limits = snapshot.limits(slot);
+    let resident = shared.index.resident_blocks(slot) as f32;
+    view.slots_limit[place] = limits.slots;
+    view.service_s[place] = shared.rates.service_s(slot);
+    view.base_s[place] = rates.base_s;
+    view.prefill_s_per_token[place] = rates.prefill_s_per_token;
+    view.resident_blocks[place] = resident;
+    view.kv_usage[place] = (resident / limits.kv_blocks).min(1.0);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^24, or good to 7 digits")]

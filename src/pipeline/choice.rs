@@ -185,9 +185,9 @@ const fn whole(count: f32) -> u64 {
 pub(super) fn note(placement: &mut Placement, view: &View, costs: &[f32], pick: Pick, snapshot: &Snapshot) {
     let choice = |place: usize| seen(view, costs, place, snapshot);
     let chosen = choice(pick.best);
-    let most = column::most(&view.warm_tokens, view.warm_tokens[pick.best]);
-    let is_warmest = |warm: &f32| *warm >= most && *warm > view.warm_tokens[pick.best];
-    let warmest = view.warm_tokens.iter().position(is_warmest);
+    let held = view.warm_tokens[pick.best];
+    let most = column::most(&view.warm_tokens, held);
+    let warmest = if most > held { view.warm_tokens.iter().position(|warm| *warm >= most) } else { None };
     let again = placement.attempts > 0;
     if let Some(cell) = placement.tried.get_mut(placement.attempts) {
         *cell = chosen.slot;

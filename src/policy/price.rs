@@ -46,7 +46,7 @@ impl Policy for Price {
         #[expect(clippy::cast_precision_loss, reason = "at most 4,096")]
         let mean = column::sum(&view.in_flight) / view.len().max(1) as f32;
         let gate = (self.spill_ratio * mean).max(mean + self.spill_margin);
-        let fullest = column::most(&view.resident_blocks, 1.0);
+        let crowding = CROWDING / column::most(&view.resident_blocks, 1.0);
         // Columns of one known length: the loop has no bounds to check and no branch, and runs on SIMD lanes.
         let n = costs.len();
         let (in_flight, prefill_tokens) = (&view.in_flight[..n], &view.prefill_tokens[..n]);
@@ -54,12 +54,12 @@ impl Policy for Price {
         let (limits, service) = (&view.slots_limit[..n], &view.service_s[..n]);
         let (base, prefill) = (&view.base_s[..n], &view.prefill_s_per_token[..n]);
         for (place, cost) in costs.iter_mut().enumerate() {
-            let warm = if in_flight[place] > gate { 0.0 } else { warm_tokens[place] };
+            let held = warm_tokens[place];
+            let warm = if in_flight[place] > gate { 0.0 } else { held };
             let own = larger(view.prompt_tokens - warm, 0.0) * prefill[place];
             let ahead = prefill_tokens[place] * prefill[place];
             let wait = wait(in_flight[place], limits[place], ahead, service[place], self.slowdown_s);
-            let crowding = CROWDING * resident[place] / fullest;
-            *cost = wait + base[place] + own * (1.0 + self.reuse_bonus + crowding);
+            *cost = wait + base[place] + own * (1.0 + self.reuse_bonus + crowding * resident[place]);
         }
     }
 
