@@ -67,6 +67,22 @@ pub struct Placement {
 }
 
 impl Placement {
+    const fn new(decision: Decision, affinity_key: u64) -> Self {
+        Self {
+            decision,
+            stream: false,
+            output_tokens_max: None,
+            model_span: 0..0,
+            chain: Vec::new(),
+            tried: [ReplicaSlot(0); ATTEMPTS_MAX],
+            attempts: 0,
+            affinity_key,
+            held_blocks: 0,
+            retractions_before: 0,
+            tokens_ahead: 0,
+        }
+    }
+
     /// Attempts so far, this one among them.
     #[must_use]
     pub const fn attempts(&self) -> usize {
@@ -178,19 +194,8 @@ impl Decider {
         self.next_id = self.next_id.wrapping_add(self.id_step);
         let prompt_tokens =
             if api.is_some_and(Api::leaves_cache) { snapshot.ratios.tokens(pool, prompt_bytes) } else { 0.0 };
-        let mut placement = Placement {
-            decision: Decision::new(id, api, pool, now, prompt_bytes, prompt_tokens),
-            stream: false,
-            output_tokens_max: None,
-            model_span: 0..0,
-            chain: Vec::new(),
-            tried: [ReplicaSlot(0); ATTEMPTS_MAX],
-            attempts: 0,
-            affinity_key,
-            held_blocks: 0,
-            retractions_before: 0,
-            tokens_ahead: 0,
-        };
+        let decision = Decision::new(id, api, pool, now, prompt_bytes, prompt_tokens);
+        let mut placement = Placement::new(decision, affinity_key);
         let chain = std::mem::take(&mut self.chain);
         let picked = self.price_and_pick(shared, snapshot, &chain, &mut placement, now);
         if let Err(reject) = picked {

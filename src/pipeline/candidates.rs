@@ -161,3 +161,132 @@ fn read_slow(view: &mut View, place: usize, shared: &Shared, snapshot: &Snapshot
 const fn lossy(count: u32) -> f32 {
     count as f32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Decision, SharedConfig, TokenRatios};
+    use super::*;
+    use crate::config::{Config, EjectionConfig, ReplicaConfig};
+    use crate::fleet::Registry;
+    use crate::id::{BlockHash, DecisionId, ReplicaSlot};
+    use crate::learn::{Rates, Sample};
+    use crate::load::Flight;
+
+    const PRIOR: Rates = Rates { base_s: 0.0, prefill_s_per_token: 1e-4, decode_s_per_token: 0.0 };
+
+    struct Bench {
+        shared: Shared,
+        registry: Registry,
+        candidates: Candidates,
+        depths: WarmDepths,
+        placement: Placement,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let sizes = SharedConfig { slots_max: 64, index_bytes: 4 << 20, hash_key: [1; 32], prior: PRIOR };
+            let decision = Decision::new(DecisionId(0), None, PoolId(0), Now(0), 4096, 1024.0);
+            Self {
+                shared: Shared::new(&sizes).unwrap(),
+                registry: Registry::new(64),
+                candidates: Candidates::default(),
+                depths: WarmDepths::new(64),
+                placement: Placement::new(decision, 7),
+            }
+        }
+
+        /// A fleet of replicas that each serve the model of the same place.
+        fn snapshot(&mut self, models: &[&str]) -> Snapshot {
+            let replica = |(place, model): (usize, &&str)| ReplicaConfig {
+                id: format!("r{place}"),
+                url: format!("http://r{place}:8000").parse().unwrap(),
+                models: vec![(*model).to_owned()],
+                slots: None,
+                kv_tokens: None,
+                prefill_tokens_per_s: None,
+            };
+            let replicas = models.iter().enumerate().map(replica).collect();
+            let config = Config { replicas, ..Config::default() };
+            let (fleet, _) = self.registry.rebuild(&config.replicas, &[], &Default::default(), |_| true).unwrap();
+            Snapshot::new(config, fleet, &TokenRatios::default())
+        }
+
+        fn view(&mut self, snapshot: &Snapshot, pool: usize, at_ms: u64) -> &View {
+            let (pool, now) = (&snapshot.fleet.pools[pool], Now(at_ms * 1_000_000));
+            self.candidates.view(&self.shared, snapshot, pool, &self.depths, &self.placement, now)
+        }
+
+        fn slots(&mut self, snapshot: &Snapshot, pool: usize, at_ms: u64) -> Vec<u16> {
+            self.view(snapshot, pool, at_ms).slots.iter().map(|slot| slot.0).collect()
+        }
+
+        /// The slots whose learned prefill rate differs from the prior.
+        fn learned(&mut self, snapshot: &Snapshot, at_ms: u64) -> usize {
+            let rates = &self.view(snapshot, 0, at_ms).prefill_s_per_token;
+            rates.iter().filter(|rate| (**rate - PRIOR.prefill_s_per_token).abs() > 1e-6).count()
+        }
+    }
+
+    #[test]
+    fn load_and_warmth_are_as_of_now() {
+        let mut bench = Bench::new();
+        let snapshot = bench.snapshot(&["m"; 3]);
+        let chain: Vec<_> = (1..9).map(BlockHash).collect();
+        bench.shared.index.record(ReplicaSlot(1), &chain);
+        bench.shared.index.lookup(&chain, &mut bench.depths);
+        let flight = Flight::start(&bench.shared.load, ReplicaSlot(2), 50);
+        let view = bench.view(&snapshot, 0, 1);
+        assert_eq!((view.in_flight.as_slice(), view.prefill_tokens[2]), ([0.0, 0.0, 1.0].as_slice(), 50.0));
+        assert_eq!(view.warm_tokens, [0.0, 512.0, 0.0]);
+        drop(flight);
+        bench.shared.index.lookup(&[BlockHash(99)], &mut bench.depths);
+        let view = bench.view(&snapshot, 0, 1);
+        assert_eq!((view.in_flight.as_slice(), view.prefill_tokens[2]), ([0.0; 3].as_slice(), 0.0));
+        assert_eq!(view.warm_tokens, [0.0; 3]);
+    }
+
+    #[test]
+    fn ejected_and_tried_replicas_are_no_candidates_and_come_back() {
+        let mut bench = Bench::new();
+        let snapshot = bench.snapshot(&["m"; 4]);
+        let rules = EjectionConfig { consecutive_failures: 1, ..EjectionConfig::default() };
+        bench.shared.health.failed(ReplicaSlot(2), &snapshot.fleet.pools[0].members, &rules, Now(0));
+        assert_eq!(bench.slots(&snapshot, 0, 1), [0, 1, 3]);
+        (bench.placement.tried[0], bench.placement.attempts) = (ReplicaSlot(0), 1);
+        assert_eq!(bench.slots(&snapshot, 0, 1), [1, 3]);
+        bench.placement.attempts = 0;
+        assert_eq!(bench.slots(&snapshot, 0, 2001), [0, 1, 2, 3], "on probation");
+        bench.shared.health.succeeded(ReplicaSlot(2));
+        assert_eq!(bench.slots(&snapshot, 0, 2001), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn what_changes_slowly_is_read_once_a_sweep() {
+        let mut bench = Bench::new();
+        let snapshot = bench.snapshot(&["m"; 10]);
+        assert_eq!(bench.learned(&snapshot, 1000), 0);
+        for _ in 0..200 {
+            let sample = Sample { tokens_ahead: 1000.0, output_tokens: 1.0, seconds: 0.4 };
+            bench.shared.rates.learn(ReplicaSlot(0), sample);
+        }
+        let seen = [1000, 1004, 1005, 1014, 1015, 1049, 1050].map(|at_ms| bench.learned(&snapshot, at_ms));
+        assert_eq!(seen, [0, 0, 1, 2, 3, 9, 10], "five milliseconds each");
+        bench.shared.rates.reset(ReplicaSlot(0), Some(10.0));
+        assert_eq!(bench.view(&snapshot, 0, 9000).prefill_s_per_token[0], 0.1, "all at once after a pause");
+    }
+
+    #[test]
+    fn pools_and_snapshots_do_not_mix() {
+        let mut bench = Bench::new();
+        let models: Vec<String> = (0..POOLS + 2).map(|number| format!("m{number:02}")).collect();
+        let models: Vec<&str> = models.iter().map(String::as_str).collect();
+        let many = bench.snapshot(&models);
+        for _ in 0..2 {
+            assert_eq!(bench.slots(&many, 0, 1), [0]);
+            assert_eq!(bench.slots(&many, POOLS, 1), [16], "shares its place with the first");
+        }
+        let fewer = bench.snapshot(&["m00"; 2]);
+        assert_eq!(bench.slots(&fewer, 0, 1), [0, 1]);
+        assert_eq!(bench.slots(&many, 0, 1), [0]);
+    }
+}
