@@ -136,7 +136,7 @@ fn prompt_text(request: &Value, text: &mut String) {
         match &message["content"] {
             Value::String(content) => text.push_str(content),
             Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).for_each(|t| text.push_str(t)),
-            _ => {}
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => {}
         }
         text.push('\n');
     }
