@@ -228,6 +228,12 @@ impl LearnedRates {
         self.replicas.get(slot.index()).map_or(0, |cell| cell.samples.load(Relaxed))
     }
 
+    /// True once the price of `slot` rests on answers, its own or the fleet's.
+    #[must_use]
+    pub fn is_learned(&self, slot: ReplicaSlot) -> bool {
+        self.fleet.samples.load(Relaxed).max(self.samples(slot)) >= SAMPLES_TO_TRUST
+    }
+
     /// Learns from one answer.
     pub fn learn(&self, slot: ReplicaSlot, sample: Sample) {
         if let Some(cell) = self.replicas.get(slot.index()) {

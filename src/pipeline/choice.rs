@@ -238,7 +238,6 @@ pub(super) fn note(placement: &mut Placement, view: &View, costs: &[f32], pick: 
         *cell = chosen.slot;
         placement.attempts += 1;
     }
-    placement.tokens_ahead = chosen.uncached_tokens() + whole(view.prefill_tokens[pick.best]);
     let decision = &mut placement.decision;
     decision.candidates = u16::try_from(view.len()).unwrap_or(u16::MAX);
     decision.chosen = chosen;

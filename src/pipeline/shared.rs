@@ -12,6 +12,7 @@ use crate::policy::{self, Policy};
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::hash::PrefixHasher;
 use crate::prefix::index::PrefixIndex;
+use crate::prefix::pending::PendingPrefills;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -36,6 +37,8 @@ pub struct Shared {
     pub index: PrefixIndex,
     /// The keyed hash.
     pub hasher: PrefixHasher,
+    /// Prefills under way, to wait for.
+    pub pending: Arc<PendingPrefills>,
     /// What is in flight where.
     pub load: Arc<LoadColumns>,
     /// Who is ejected.
@@ -55,6 +58,7 @@ impl Shared {
         Ok(Self {
             index: PrefixIndex::new(config.index_bytes, slots)?,
             hasher: PrefixHasher::from_key(config.hash_key),
+            pending: Arc::new(PendingPrefills::new(slots)),
             load: Arc::new(LoadColumns::new(slots)),
             health: HealthColumns::new(slots),
             rates: LearnedRates::new(slots, config.prior),
@@ -105,10 +109,10 @@ impl Shared {
         self.retractions.get(slot.index()).map_or(0, |cell| cell.load(Relaxed))
     }
 
-    /// Learns from how long an answer took.
-    pub fn learn_time(&self, placement: &Placement, output_tokens: f64, seconds: f64) {
+    /// Learns from how long an answer took; `tokens_ahead` as in [`Sample`].
+    pub fn learn_time(&self, placement: &Placement, tokens_ahead: u64, output_tokens: u64, seconds: f64) {
         #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^52")]
-        let tokens_ahead = placement.tokens_ahead as f64;
+        let (tokens_ahead, output_tokens) = (tokens_ahead as f64, output_tokens as f64);
         self.rates.learn(placement.decision.chosen.slot, Sample { tokens_ahead, output_tokens, seconds });
     }
 

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -17,6 +18,8 @@ use tokio::sync::oneshot;
 const ASK_UNKNOWN: Duration = Duration::from_secs(1);
 /// How often those that have are asked again, and names resolve anew.
 const REFRESH: Duration = Duration::from_secs(30);
+/// How long readiness waits for the first answers.
+const ASK_FIRST: Duration = Duration::from_secs(1);
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Replicas asked at once.
 const ASK_AT_ONCE: usize = 16;
@@ -80,7 +83,13 @@ impl Control {
                 }
                 _ = unknown.tick() => {
                     self.resolve_missing().await;
-                    self.discover(false).await;
+                    if self.core.asked.load(Relaxed) {
+                        self.discover(false).await;
+                    } else {
+                        // Whoever has not answered by then is asked again later, and holds nobody up.
+                        let _late = tokio::time::timeout(ASK_FIRST, self.discover(false)).await;
+                        self.core.asked.store(true, Relaxed);
+                    }
                 }
                 _ = refresh.tick() => {
                     self.resolve().await;

@@ -12,7 +12,7 @@ use crate::clock::Now;
 use crate::parse::answer::AnswerReader;
 use crate::parse::usage::Usage;
 use crate::parse::{Api, splice_model};
-use crate::pipeline::{self, Hints, Placement, Snapshot};
+use crate::pipeline::{self, Hints, Placement, Snapshot, Underway};
 use crate::reject::Reject;
 use crate::telemetry::record::{Ending, Record};
 use pingora_core::protocols::http::ServerSession;
@@ -28,13 +28,26 @@ struct Outcome {
     status: u16,
     reject: Option<Reject>,
     seen: Option<Seen>,
-    /// The client's connection can take another request.
-    reusable: bool,
+    /// What the client's connection is good for now.
+    then: Then,
+}
+
+/// What is left to do once a request is on record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// The connection can take another request.
+    Reuse,
+    /// It cannot.
+    Close,
+    /// The client has yet to be told why there is no answer; its body was read.
+    Tell,
+    /// The same, but its body was not read.
+    TellAndClose,
 }
 
 impl Outcome {
-    const fn rejected(placement: Option<Placement>, reject: Reject, reusable: bool) -> Self {
-        Self { placement, status: reject.status(), reject: Some(reject), seen: None, reusable }
+    const fn rejected(placement: Option<Placement>, reject: Reject, then: Then) -> Self {
+        Self { placement, status: reject.status(), reject: Some(reject), seen: None, then }
     }
 }
 
@@ -47,15 +60,36 @@ pub(super) struct Exchange<'e> {
     pub(super) api: Option<Api>,
     pub(super) dialect: Dialect,
     pub(super) started: Now,
+    /// Seconds waited for prefixes under way.
+    pub(super) held_s: f64,
+}
+
+/// A request on its way to a replica.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    at: Now,
+    /// Uncached prompt tokens before its first output token: its own, and those already waiting there.
+    tokens_ahead: u64,
 }
 
 impl Exchange<'_> {
     /// Serves the request. Returns whether the client's connection can take another.
     pub(super) async fn serve(mut self) -> bool {
         let outcome = self.answer().await;
-        let reusable = outcome.reusable;
+        let (then, reject) = (outcome.then, outcome.reject);
+        // A client that has been told may look at the records at once: they come first.
         self.record(outcome);
-        reusable
+        match (then, reject) {
+            (Then::Reuse, _) => true,
+            (Then::Tell, Some(reject)) => respond::reject(self.session, self.dialect, reject).await,
+            (Then::TellAndClose, Some(reject)) => {
+                self.session.set_keepalive(None);
+                respond::reject(self.session, self.dialect, reject).await;
+                body::linger(self.session).await;
+                false
+            }
+            (Then::Close | Then::Tell | Then::TellAndClose, _) => false,
+        }
     }
 
     async fn answer(&mut self) -> Outcome {
@@ -66,26 +100,15 @@ impl Exchange<'_> {
         };
         let body = match body::read(self.session, &self.shard.body_memory, limits).await {
             Ok(body) => body,
-            Err(reject) => return self.refuse_unread(reject).await,
+            Err(Reject::ClientClosed) => return Outcome::rejected(None, Reject::ClientClosed, Then::Close),
+            Err(reject) => return Outcome::rejected(None, reject, Then::TellAndClose),
         };
         let placement = match self.decide(&body) {
             Ok(placement) => placement,
-            Err(reject) => {
-                let reusable = respond::reject(self.session, self.dialect, reject).await;
-                return Outcome::rejected(None, reject, reusable);
-            }
+            Err(reject) => return Outcome::rejected(None, reject, Then::Tell),
         };
         let body = self.rewritten(body, &placement);
         self.forward(placement, body).await
-    }
-
-    async fn refuse_unread(&mut self, reject: Reject) -> Outcome {
-        if reject != Reject::ClientClosed {
-            self.session.set_keepalive(None);
-            respond::reject(self.session, self.dialect, reject).await;
-            body::linger(self.session).await;
-        }
-        Outcome::rejected(None, reject, false)
     }
 
     fn decide(&self, body: &Body) -> Result<Placement, Reject> {
@@ -118,14 +141,19 @@ impl Exchange<'_> {
     async fn forward(&mut self, mut placement: Placement, body: Body) -> Outcome {
         self.shard.budget.lock().deposit(&self.snapshot.config.retry, self.started);
         loop {
-            let flight = pipeline::start_flight(&self.shard.core.shared, &placement);
-            let sent_at = self.shard.core.clock.now();
-            let tried = self.attempt(&placement, &body).await;
+            let now = self.shard.core.clock.now();
+            let mut underway = Underway::begin(&self.shard.core.shared, &self.snapshot, &placement, now);
+            let waited = self.wait_for_prefix(&mut underway).await;
+            let sent = self.sent(&placement);
+            let tried = match waited {
+                Some(()) => self.attempt(&placement, &body, &mut underway).await,
+                None => None,
+            };
             let shared = &self.shard.core.shared;
             let failure = match tried {
                 None => {
                     shared.retract(&placement);
-                    return Outcome::rejected(Some(placement), Reject::ClientClosed, false);
+                    return Outcome::rejected(Some(placement), Reject::ClientClosed, Then::Close);
                 }
                 Some(Ok(answer)) => {
                     let status = answer.head.status.as_u16();
@@ -137,23 +165,27 @@ impl Exchange<'_> {
                         continue;
                     }
                     drop(body);
-                    return self.relay(placement, answer, flight, sent_at).await;
+                    return self.relay(placement, answer, underway, sent).await;
                 }
                 Some(Err(failure)) => failure,
             };
             self.shard.metrics.upstream_failures.with_label_values(&[failure.reject.code()]).inc();
             self.note_failure(&placement);
             shared.retract(&placement);
-            drop(flight);
+            drop(underway);
             if !failure.elsewhere || !self.elsewhere(&mut placement) {
-                let reusable = respond::reject(self.session, self.dialect, failure.reject).await;
-                return Outcome::rejected(Some(placement), failure.reject, reusable);
+                return Outcome::rejected(Some(placement), failure.reject, Then::Tell);
             }
         }
     }
 
     /// One attempt; `None` when the client left meanwhile.
-    async fn attempt(&mut self, placement: &Placement, body: &Body) -> Option<Result<Answer, Failure>> {
+    async fn attempt(
+        &mut self,
+        placement: &Placement,
+        body: &Body,
+        underway: &mut Underway,
+    ) -> Option<Result<Answer, Failure>> {
         let slot = placement.decision.chosen.slot;
         let Some((replica, address)) =
             self.snapshot.fleet.replica(slot).zip(self.shard.core.addresses.load().get(slot))
@@ -164,12 +196,50 @@ impl Exchange<'_> {
         let has_body = !body.bytes.is_empty() || head.method == http::Method::POST;
         let outbound =
             Outbound { head: &head, body: has_body.then_some(&body.bytes), authority: &replica.authority, address };
-        let attempt = forward::attempt(&self.shard.connector, &outbound, &self.snapshot.config.timeouts);
-        tokio::select! {
-            biased;
-            tried = attempt => Some(tried),
-            _left = self.session.read_body_or_idle(true) => None,
+        // Boxed, so that its memory is gone while the answer streams.
+        let mut attempt = Box::pin(forward::attempt(&self.shard.connector, &outbound, &self.snapshot.config.timeouts));
+        loop {
+            let prefilled = self.until(underway.prefilled_by());
+            tokio::select! {
+                biased;
+                tried = &mut attempt => return Some(tried),
+                _left = self.session.read_body_or_idle(true) => return None,
+                () = prefilled => underway.prefilled(),
+            }
         }
+    }
+
+    /// Waits until the prefix that this request reuses has been computed, where that is still under way; `None` when
+    /// the client left meanwhile.
+    async fn wait_for_prefix(&mut self, underway: &mut Underway) -> Option<()> {
+        let Some(awaited) = underway.take_awaited() else { return Some(()) };
+        let before = self.shard.core.clock.now();
+        let too_long = self.until(Some(awaited.until));
+        let waited = tokio::select! {
+            () = awaited.ticket.over() => Some(()),
+            () = too_long => Some(()),
+            _left = self.session.read_body_or_idle(true) => None,
+        };
+        self.held_s += self.shard.core.clock.now().seconds_since(before);
+        self.shard.metrics.prefix_wait.observe(self.held_s);
+        waited
+    }
+
+    /// Resolves at `when`; never, if there is no such time.
+    fn until(&self, when: Option<Now>) -> impl Future<Output = ()> + Send + use<> {
+        let wait = when.map(|when| when.since(self.shard.core.clock.now()));
+        async move {
+            match wait {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// What stands before the first token at the moment the request is sent.
+    fn sent(&self, placement: &Placement) -> Sent {
+        let slot = placement.decision.chosen.slot;
+        Sent { at: self.shard.core.clock.now(), tokens_ahead: self.shard.core.shared.load.prefill_tokens(slot) }
     }
 
     /// Moves the request to another replica, if attempts, budget and fleet allow it.
@@ -212,38 +282,29 @@ impl Exchange<'_> {
         }
     }
 
-    async fn relay(
-        &mut self,
-        placement: Placement,
-        answer: Answer,
-        mut flight: crate::load::Flight,
-        sent_at: Now,
-    ) -> Outcome {
+    async fn relay(&mut self, placement: Placement, answer: Answer, mut underway: Underway, sent: Sent) -> Outcome {
         let status = answer.head.status.as_u16();
         let is_stream = is_event_stream(&answer.head);
         let head = match self.client_head(&placement, &answer) {
             Ok(head) => head,
-            Err(reject) => {
-                let reusable = respond::reject(self.session, self.dialect, reject).await;
-                return Outcome::rejected(Some(placement), reject, reusable);
-            }
+            Err(reject) => return Outcome::rejected(Some(placement), reject, Then::Tell),
         };
         let reader =
             self.api.map(|api| if is_stream { AnswerReader::for_stream(api) } else { AnswerReader::for_json(api) });
         let relay = Relay {
             shard: self.shard,
             session: self.session,
-            flight: &mut flight,
+            underway: &mut underway,
             reader,
             dialect: self.dialect,
             timeouts: &self.snapshot.config.timeouts,
             is_stream,
             gate: EventGate::default(),
         };
-        let seen = relay.run(answer, head).await;
-        drop(flight);
+        let seen = Box::pin(relay.run(answer, head)).await;
+        drop(underway);
         if status < 400 {
-            self.learn(&placement, &seen, sent_at);
+            self.learn(&placement, &seen, sent);
         }
         let reject = match seen.end {
             End::Complete => None,
@@ -253,8 +314,9 @@ impl Exchange<'_> {
                 Some(reject)
             }
         };
-        let reusable = seen.end == End::Complete || (is_stream && matches!(seen.end, End::Broken(_)));
-        Outcome { placement: Some(placement), status, reject, seen: Some(seen), reusable }
+        let whole = seen.end == End::Complete || (is_stream && matches!(seen.end, End::Broken(_)));
+        let then = if whole { Then::Reuse } else { Then::Close };
+        Outcome { placement: Some(placement), status, reject, seen: Some(seen), then }
     }
 
     fn client_head(&self, placement: &Placement, answer: &Answer) -> Result<ResponseHeader, Reject> {
@@ -276,9 +338,9 @@ impl Exchange<'_> {
     }
 
     /// Tells the pipeline what the answer taught.
-    fn learn(&self, placement: &Placement, seen: &Seen, sent_at: Now) {
+    fn learn(&self, placement: &Placement, seen: &Seen, sent: Sent) {
         let (shared, now) = (&self.shard.core.shared, self.shard.core.clock.now());
-        let total = now.seconds_since(sent_at);
+        let total = now.seconds_since(sent.at);
         if seen.end != End::Complete {
             if seen.content_events == 0 && seen.bytes == 0 {
                 shared.retract(placement);
@@ -288,12 +350,11 @@ impl Exchange<'_> {
         shared.confirm(placement);
         shared.rates.learn_service(placement.decision.chosen.slot, total);
         if let Some(first) = seen.first_token {
-            shared.learn_time(placement, 1.0, first.seconds_since(sent_at));
+            shared.learn_time(placement, sent.tokens_ahead, 1, first.seconds_since(sent.at));
         }
         let Usage { prompt_tokens, cached_tokens, output_tokens } = seen.usage;
         if let (Some(tokens), true) = (output_tokens, self.api.is_some_and(Api::leaves_cache)) {
-            #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^52")]
-            shared.learn_time(placement, (tokens as f64).max(1.0), total);
+            shared.learn_time(placement, sent.tokens_ahead, tokens.max(1), total);
         }
         if let (Some(tokens), true) = (prompt_tokens, self.api.is_some_and(Api::leaves_cache)) {
             shared.learn_tokens(&self.snapshot, placement, tokens);
@@ -314,6 +375,7 @@ impl Exchange<'_> {
             ttft_s: outcome.seen.and_then(|seen| seen.first_token).map(|first| first.seconds_since(self.started)),
             usage: outcome.seen.map(|seen| seen.usage).unwrap_or_default(),
             attempts: outcome.placement.as_ref().map_or(0, Placement::attempts),
+            held_s: self.held_s,
         };
         self.shard.metrics.finished(self.api, outcome.placement.as_ref().map(|p| &p.decision), &ending);
         super::access::log(self.shard, &self.snapshot, self.api, outcome.placement.as_ref(), &ending);

@@ -7,9 +7,9 @@ use super::respond::Dialect;
 use super::shard::Shard;
 use crate::clock::Now;
 use crate::config::TimeoutConfig;
-use crate::load::Flight;
 use crate::parse::answer::AnswerReader;
 use crate::parse::usage::Usage;
+use crate::pipeline::Underway;
 use crate::reject::Reject;
 use bytes::Bytes;
 use pingora_core::protocols::http::ServerSession;
@@ -49,7 +49,7 @@ pub(super) struct Seen {
 pub(super) struct Relay<'r> {
     pub(super) shard: &'r Shard,
     pub(super) session: &'r mut ServerSession,
-    pub(super) flight: &'r mut Flight,
+    pub(super) underway: &'r mut Underway,
     /// `None` for a path that is passed through.
     pub(super) reader: Option<AnswerReader>,
     pub(super) dialect: Dialect,
@@ -131,7 +131,7 @@ impl Relay<'_> {
         seen.bytes += bytes.len() as u64;
         let tokens = self.reader.as_mut().map_or(0, |reader| reader.feed(bytes).tokens);
         if seen.bytes == bytes.len() as u64 && !self.is_stream {
-            self.flight.prefilled();
+            self.underway.prefilled();
         }
         if tokens == 0 {
             return;
@@ -142,7 +142,7 @@ impl Relay<'_> {
             match seen.last_token {
                 None => {
                     seen.first_token = Some(now);
-                    self.flight.prefilled();
+                    self.underway.prefilled();
                 }
                 Some(before) => {
                     self.shard.metrics.inter_token.observe(now.seconds_since(before) / f64::from(tokens));

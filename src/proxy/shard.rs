@@ -143,7 +143,7 @@ impl Shard {
             Ok(own) => return self.answer(session, &snapshot, own, dialect).await,
             Err(reject) => return self.refuse(session, dialect, reject).await,
         };
-        Exchange { shard: self, session, snapshot, api, dialect, started }.serve().await
+        Exchange { shard: self, session, snapshot, api, dialect, started, held_s: 0.0 }.serve().await
     }
 
     async fn answer(&self, session: &mut ServerSession, snapshot: &Snapshot, route: Route, dialect: Dialect) -> bool {

@@ -60,6 +60,9 @@ impl Admin {
         if snapshot.fleet.replicas.is_empty() {
             return text(503, "no replicas\n");
         }
+        if !self.core.asked.load(Relaxed) {
+            return text(503, "replicas are being asked what they serve\n");
+        }
         text(200, "ready\n")
     }
 

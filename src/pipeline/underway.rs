@@ -1,0 +1,81 @@
+//! A placed request while it is at its replica: counted as in flight, announced as a prefill that others may build on,
+//! and, where its own warm prefix is still being computed, told to wait for that.
+
+use super::{Placement, Shared, Snapshot};
+use crate::clock::Now;
+use crate::load::Flight;
+use crate::prefix::pending::{Announcement, Awaited};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Prefills of fewer blocks are not announced: computing them again costs less than waiting.
+const ANNOUNCED_BLOCKS_MIN: usize = 4;
+/// How far an expected time may be off: once rates are learned, and before.
+const SLACK_LEARNED: f64 = 1.5;
+const SLACK_UNKNOWN: f64 = 4.0;
+const SLACK_LEAST: Duration = Duration::from_millis(50);
+/// Output tokens allowed for when an answer comes all at once, and its prefill is over only when the answer is there.
+const OUTPUT_TOKENS_SHORT: u32 = 32;
+
+/// One request at one replica. Dropping it, however it ends, takes all of it back.
+#[derive(Debug)]
+pub struct Underway {
+    flight: Flight,
+    announcement: Option<Announcement>,
+    awaited: Option<Awaited>,
+    prefilled_by: Option<Now>,
+}
+
+impl Underway {
+    /// Counts and announces `placement` where it was placed.
+    #[must_use]
+    pub fn begin(shared: &Arc<Shared>, snapshot: &Snapshot, placement: &Placement, now: Now) -> Self {
+        let chosen = &placement.decision.chosen;
+        let flight = Flight::start(&shared.load, chosen.slot, chosen.uncached_tokens());
+        let until = expected_end(shared, placement, now);
+        let (chain, held) = (placement.chain.as_slice(), placement.held_blocks);
+        let coalesces = snapshot.policy.is_priced();
+        let awaited = coalesces.then(|| shared.pending.find(chosen.slot, chain, now)).flatten();
+        let announcement = match chain.get(held) {
+            Some(first) if coalesces && chain.len() - held >= ANNOUNCED_BLOCKS_MIN => {
+                shared.pending.announce(chosen.slot, held, *first, until)
+            }
+            _ => None,
+        };
+        Self { flight, announcement, awaited, prefilled_by: (!placement.stream).then_some(until) }
+    }
+
+    /// The prefill under way that this request should wait for, once.
+    pub const fn take_awaited(&mut self) -> Option<Awaited> {
+        self.awaited.take()
+    }
+
+    /// When the prefill is held to be over although nothing has been heard: for answers that come all at once.
+    #[must_use]
+    pub const fn prefilled_by(&self) -> Option<Now> {
+        self.prefilled_by
+    }
+
+    /// The prefill is over: its tokens no longer stand before others, and those who waited for it go on.
+    pub fn prefilled(&mut self) {
+        self.flight.prefilled();
+        self.announcement = None;
+        self.prefilled_by = None;
+    }
+}
+
+/// When the prefill should be over, with some slack.
+fn expected_end(shared: &Shared, placement: &Placement, now: Now) -> Now {
+    let chosen = &placement.decision.chosen;
+    let rates = shared.rates.rates(chosen.slot);
+    let output_tokens = if placement.stream {
+        1
+    } else {
+        placement.output_tokens_max.unwrap_or(OUTPUT_TOKENS_SHORT).min(OUTPUT_TOKENS_SHORT)
+    };
+    let expected = f64::from(chosen.wait_s)
+        + f64::from(chosen.prefill_s)
+        + f64::from(output_tokens) * f64::from(rates.decode_s_per_token);
+    let slack = if shared.rates.is_learned(chosen.slot) { SLACK_LEARNED } else { SLACK_UNKNOWN };
+    now.plus(Duration::from_secs_f64((expected * slack).clamp(0.0, 60.0)) + SLACK_LEAST)
+}
