@@ -6,7 +6,7 @@
 //!   by more (system prompts) get a row with one stamp for every slot.
 //! - **Residency** follows the engine's own LRU without queues: see [`residency`]. Nothing is swept: a holder whose stamp
 //!   has left its replica's window is simply not there any more.
-//! - **Look-up** does not walk the chain. It probes 8 depths at a time and closes over holes, because a block that was
+//! - **Look-up** does not walk the chain. It probes many depths at a time and closes over holes, because a block that was
 //!   computed at depth k implies all before it: see [`search`].
 //!
 //! Reads and writes take no lock and may run on every core at once. Races lose or misplace a holder at worst; the index
@@ -74,7 +74,8 @@ pub struct IndexStats {
 }
 
 impl PrefixIndex {
-    /// An index that takes at most `memory_bytes` for replicas with slots below `replicas_max`.
+    /// An index that takes `memory_bytes` (its two parts rounded up to huge pages of 2 MiB) for replicas with slots below
+    /// `replicas_max`.
     ///
     /// Until [`PrefixIndex::set_capacity`] is called for a replica, it is taken to hold as much as the index can.
     ///
@@ -317,29 +318,34 @@ impl PrefixIndex {
             [0, 1].map(|i| self.other_place(place, Entry::new(&line[i]).header().key()))
         });
         others.iter().flatten().for_each(|other| prefetch(&lines[*other]));
-        for (place, others) in places.into_iter().zip(others) {
-            for (entry, other) in entries_of(&lines[place]).zip(others) {
-                let header = entry.header();
-                if header.is_free() || header.is_busy() || other == place {
-                    continue;
-                }
-                for target in entries_of(&lines[other]) {
-                    let there = target.header();
-                    let Some(weakness) = self.weakness(target, there).filter(|weakness| *weakness >= DEAD) else {
-                        continue;
-                    };
-                    if !target.replace(there, header, entry.words()) {
-                        continue;
-                    }
-                    if weakness == FREE {
-                        return Some(Victim { entry, header, weakness: FREE });
-                    }
-                    self.rows.release(there.row(), there);
-                    return Some(Victim { entry, header, weakness: MOVED_OVER_DEAD });
+        let candidates = self.candidates(places).zip(others.into_iter().flatten());
+        for (entry, other) in candidates {
+            let header = entry.header();
+            if header.is_free() || header.is_busy() {
+                continue;
+            }
+            for target in entries_of(&lines[other]) {
+                if let Some(weakness) = self.copy_over(entry, header, target) {
+                    return Some(Victim { entry, header, weakness });
                 }
             }
         }
         None
+    }
+
+    /// Copies a live entry over a free or dead one. Returns the weakness its old place then has; `None` when `target`
+    /// is alive or another core was quicker.
+    fn copy_over(&self, entry: Entry<'_>, header: Header, target: Entry<'_>) -> Option<u32> {
+        let there = target.header();
+        let weakness = self.weakness(target, there).filter(|weakness| *weakness >= DEAD)?;
+        if !target.replace(there, header, entry.words()) {
+            return None;
+        }
+        if weakness == FREE {
+            return Some(FREE);
+        }
+        self.rows.release(there.row(), there);
+        Some(MOVED_OVER_DEAD)
     }
 
     /// How little an entry matters: above all when it was last used, relative to what its replicas can still hold;
