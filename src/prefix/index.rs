@@ -41,6 +41,9 @@ const MEMORY_MIN: usize = 64 << 10;
 const ROWS_SHARE: usize = 8;
 /// Entries in a cache line.
 const LINE_ENTRIES: usize = 2;
+/// Cache lines in a page of 4 KiB. Both lines of an entry lie in one: where a hypervisor splits huge pages, finding a
+/// page costs more than reading it. A page's 128 entries are enough for loads to even out.
+const PAGE_LINES: usize = 64;
 /// How far ahead of the write cache lines are asked for, blocks.
 const PREFETCH_AHEAD: usize = 12;
 /// Attempts at one block before a race is given up as lost.
@@ -90,7 +93,8 @@ impl PrefixIndex {
         let shared = memory_bytes.checked_sub(Residency::bytes(replicas_max)).filter(|bytes| *bytes >= MEMORY_MIN);
         let shared = shared.ok_or_else(|| invalid("too little memory for the prefix index"))?;
         let rows_bytes = if replicas_max > HOLDERS { shared / ROWS_SHARE } else { 0 };
-        let table = HugeTable::new((shared - rows_bytes) / LINE_BYTES)?;
+        let lines = (shared - rows_bytes) / LINE_BYTES / PAGE_LINES * PAGE_LINES;
+        let table = HugeTable::new(lines)?;
         let entries_max = table.lines().len() * LINE_ENTRIES;
         Ok(Self {
             rows: Rows::new(rows_bytes, replicas_max)?,
@@ -193,13 +197,12 @@ impl PrefixIndex {
         [place, self.other_place(place, Key::of(hash))]
     }
 
-    /// The other line of an entry that stands in `place`: from what the entry keeps of its hash, so that entries can be
-    /// moved. Its own inverse.
+    /// The other line of an entry that stands in `place`: in the same small page, and found from what the entry keeps of
+    /// its hash, so that entries can be moved. Its own inverse.
     #[inline(always)]
-    fn other_place(&self, place: usize, key: Key) -> usize {
-        let lines = self.table.lines().len();
-        let sum = fast_range(key.tag().wrapping_mul(0x9e37_79b9_7f4a_7c15), lines);
-        if sum >= place { sum - place } else { sum + lines - place }
+    const fn other_place(&self, place: usize, key: Key) -> usize {
+        let sum = (key.tag().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
+        place & !(PAGE_LINES - 1) | sum.wrapping_sub(place) & (PAGE_LINES - 1)
     }
 
     #[inline(always)]
