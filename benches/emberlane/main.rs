@@ -12,8 +12,11 @@ mod row;
 
 use row::{Options, Row};
 
+/// Measures a group of rows.
+type Measure = fn(&Options) -> Vec<Row>;
+
 /// Every group of rows: a name for `--only`, and what measures it.
-const GROUPS: [(&str, fn(&Options) -> Vec<Row>); 2] = [("hash", prefix_hash::rows), ("index", prefix_index::rows)];
+const GROUPS: [(&str, Measure); 2] = [("hash", prefix_hash::rows), ("index", prefix_index::rows)];
 
 fn main() {
     let options = Options::from_arguments(std::env::args().skip(1));
