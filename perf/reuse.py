@@ -36,13 +36,13 @@ def wait_for(url, seconds=30):
 
 
 def bodies(rng, order, stream, groups=12, each=10):
-    shared = [text(rng, 1100) for _ in range(groups)]
+    shared = [text(rng, 1900) for _ in range(groups)]
     out = [(g, t) for t in range(each) for g in range(groups)]
     if order == "shuffled":
         rng.shuffle(out)
     for g, t in out:
         body = {"model": "m", "max_tokens": 8, "stream": stream, "messages": [
-            {"role": "system", "content": shared[g]}, {"role": "user", "content": text(rng, 50)}]}
+            {"role": "system", "content": shared[g]}, {"role": "user", "content": text(rng, 80)}]}
         if stream:
             body["stream_options"] = {"include_usage": True}
         yield json.dumps(body).encode()

@@ -243,7 +243,7 @@ impl Decider {
         shared.index.lookup(chain, &mut self.depths);
         self.view.prompt_tokens = placement.decision.prompt_tokens;
         self.view.affinity_key = placement.affinity_key;
-        choice::fill_view(&mut self.view, shared, snapshot, pool, &self.depths, placement, now);
+        choice::fill_view(&mut self.view, shared, snapshot, pool, &self.depths, chain, placement, now);
         self.costs.clear();
         self.costs.resize(self.view.len(), 0.0);
         snapshot.policy.cost(&self.view, &mut self.rng, &mut self.costs);

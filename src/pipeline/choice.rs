@@ -3,11 +3,15 @@
 use super::{Placement, Shared, Snapshot};
 use crate::clock::Now;
 use crate::fleet::Pool;
-use crate::id::{DecisionId, PoolId, ReplicaSlot};
+use crate::id::{BlockHash, DecisionId, PoolId, ReplicaSlot};
 use crate::parse::Api;
 use crate::policy::{Pick, View};
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
+
+/// A busy slot is waited for as long as that takes less than this many times what computing the prefix again would: work
+/// done twice also keeps others waiting.
+const BUSY_SLOT_PATIENCE: f32 = 2.0;
 
 /// Name of the route of paths that are passed through.
 pub const PASSTHROUGH: &str = "passthrough";
@@ -60,6 +64,8 @@ pub struct Choice {
     pub in_flight: u32,
     /// Expected seconds before the prompt's own prefill.
     pub wait_s: f32,
+    /// Of these, until the slot that holds the prompt is free.
+    pub prefix_wait_s: f32,
     /// Expected seconds of the prompt's own prefill there.
     pub prefill_s: f32,
     prompt_tokens: f32,
@@ -126,6 +132,7 @@ impl Decision {
                 warm_tokens: 0.0,
                 in_flight: 0,
                 wait_s: 0.0,
+                prefix_wait_s: 0.0,
                 prefill_s: 0.0,
                 prompt_tokens,
             },
@@ -186,6 +193,7 @@ pub(super) fn fill_view(
     snapshot: &Snapshot,
     pool: &Pool,
     depths: &WarmDepths,
+    chain: &[BlockHash],
     placement: &Placement,
     now: Now,
 ) {
@@ -197,7 +205,30 @@ pub(super) fn fill_view(
         if tried.contains(&slot) || !shared.health.admits(slot, in_flight, now) {
             continue;
         }
-        push_candidate(view, shared, snapshot, slot, in_flight, tokens.min(lossy(depths.get(slot)) * tokens_per_block));
+        let held = depths.get(slot);
+        push_candidate(view, shared, snapshot, slot, in_flight, tokens.min(lossy(held) * tokens_per_block));
+        if held > 0 && snapshot.limits(slot).is_slotted && snapshot.policy.is_priced() {
+            let ahead = shared.pending.ahead(slot, chain, held as usize);
+            if ahead > 0 {
+                price_busy_slot(view, ahead);
+            }
+        }
+    }
+}
+
+/// The last candidate holds the prompt in a slot that `ahead` requests will use first: worth waiting for, or as good as
+/// cold.
+#[expect(clippy::cast_precision_loss, reason = "at most 64")]
+fn price_busy_slot(view: &mut View, ahead: usize) {
+    let Some(last) = view.len().checked_sub(1) else { return };
+    let prefill = view.prefill_s_per_token[last];
+    let saved = view.warm_tokens[last] * prefill;
+    let service = if view.service_s[last] > 0.0 { view.service_s[last] } else { view.base_s[last] + saved };
+    let wait = ahead as f32 * service;
+    if wait < saved * BUSY_SLOT_PATIENCE {
+        view.prefix_wait_s[last] = wait;
+    } else {
+        view.warm_tokens[last] = 0.0;
     }
 }
 
@@ -208,6 +239,7 @@ fn push_candidate(view: &mut View, shared: &Shared, snapshot: &Snapshot, slot: R
     view.in_flight.push(lossy(in_flight));
     view.prefill_tokens.push(shared.load.prefill_tokens(slot) as f32);
     view.warm_tokens.push(warm);
+    view.prefix_wait_s.push(0.0);
     view.slots_limit.push(limits.slots);
     view.service_s.push(shared.rates.service_s(slot));
     view.base_s.push(rates.base_s);
@@ -261,6 +293,7 @@ fn seen(view: &View, costs: &[f32], place: usize, snapshot: &Snapshot) -> Choice
         warm_tokens: view.warm_tokens[place],
         in_flight: u32::try_from(whole(view.in_flight[place])).unwrap_or(u32::MAX),
         wait_s: crate::policy::wait_s(view, place, snapshot.config.policy.decode_slowdown.as_secs_f32()),
+        prefix_wait_s: view.prefix_wait_s[place],
         prefill_s: view.base_s[place]
             + (view.prompt_tokens - view.warm_tokens[place]).max(0.0) * view.prefill_s_per_token[place],
         prompt_tokens: view.prompt_tokens,

@@ -3,7 +3,7 @@
 
 use super::Placement;
 use crate::config::Config;
-use crate::fleet::{Fleet, Membership};
+use crate::fleet::{Engine, Fleet, Membership};
 use crate::health::HealthColumns;
 use crate::id::{PoolId, ReplicaSlot};
 use crate::learn::{LearnedRates, Rates, Sample, TokenRatio};
@@ -176,6 +176,8 @@ pub struct Limits {
     pub slots: f32,
     /// Prefix blocks its cache holds.
     pub kv_blocks: f32,
+    /// A prefix in use by one request is of no use to another.
+    pub is_slotted: bool,
 }
 
 /// One configuration, resolved and at work. Never changes; a reload makes a new one.
@@ -208,7 +210,11 @@ impl Snapshot {
     #[inline]
     #[must_use]
     pub fn limits(&self, slot: ReplicaSlot) -> Limits {
-        self.limits.get(slot.index()).copied().unwrap_or(Limits { slots: f32::INFINITY, kv_blocks: 1.0 })
+        self.limits.get(slot.index()).copied().unwrap_or(Limits {
+            slots: f32::INFINITY,
+            kv_blocks: 1.0,
+            is_slotted: false,
+        })
     }
 
     /// Tokens the KV cache of `slot` holds, configured or assumed.
@@ -221,12 +227,14 @@ impl Snapshot {
 
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "estimates of 7 digits")]
     fn limits_of(&self, slot: ReplicaSlot) -> Limits {
-        let slots = self.fleet.replica(slot).and_then(|replica| replica.config.slots);
+        let replica = self.fleet.replica(slot);
+        let slots = replica.and_then(|replica| replica.slots);
         let pool = self.fleet.pools.iter().find(|pool| pool.members.contains(&slot)).map(|pool| pool.id);
         let ratio = pool.and_then(|pool| self.ratios.get(pool)).map_or(4.0, TokenRatio::bytes_per_token);
         Limits {
             slots: slots.map_or(f32::INFINITY, |n| n as f32),
             kv_blocks: (self.kv_tokens(slot) * ratio / BLOCK_BYTES as f64).max(1.0) as f32,
+            is_slotted: replica.is_some_and(|replica| replica.engine == Engine::LlamaCpp),
         }
     }
 }

@@ -4,7 +4,7 @@
 use super::{Placement, Shared, Snapshot};
 use crate::clock::Now;
 use crate::load::Flight;
-use crate::prefix::pending::{Announcement, Awaited};
+use crate::prefix::pending::{Announcement, Awaited, Claim};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ pub struct Underway {
     flight: Flight,
     announcement: Option<Announcement>,
     awaited: Option<Awaited>,
+    /// What it uses stays in use until it ends.
+    is_slotted: bool,
     prefilled_by: Option<Now>,
 }
 
@@ -34,15 +36,22 @@ impl Underway {
         let flight = Flight::start(&shared.load, chosen.slot, chosen.uncached_tokens());
         let until = expected_end(shared, placement, now);
         let (chain, held) = (placement.chain.as_slice(), placement.held_blocks);
-        let coalesces = snapshot.policy.is_priced();
-        let awaited = coalesces.then(|| shared.pending.find(chosen.slot, chain, now)).flatten();
-        let announcement = match chain.get(held) {
-            Some(first) if coalesces && chain.len() - held >= ANNOUNCED_BLOCKS_MIN => {
-                shared.pending.announce(chosen.slot, held, *first, until)
+        let is_slotted = snapshot.limits(chosen.slot).is_slotted;
+        let (mut awaited, mut announcement) = (None, None);
+        if snapshot.policy.is_priced() && chain.len() >= ANNOUNCED_BLOCKS_MIN {
+            if !is_slotted || chosen.prefix_wait_s > 0.0 {
+                awaited = shared.pending.find(chosen.slot, chain, held, now);
             }
-            _ => None,
-        };
-        Self { flight, announcement, awaited, prefilled_by: (!placement.stream).then_some(until) }
+            let claim = match chain.get(held) {
+                _ if is_slotted => Some(Claim::Slot(chain.into())),
+                Some(first) if chain.len() - held >= ANNOUNCED_BLOCKS_MIN => {
+                    Some(Claim::Prefill { depth: held, hash: *first })
+                }
+                _ => None,
+            };
+            announcement = claim.and_then(|claim| shared.pending.announce(chosen.slot, claim, until));
+        }
+        Self { flight, announcement, awaited, is_slotted, prefilled_by: (!placement.stream).then_some(until) }
     }
 
     /// The prefill under way that this request should wait for, once.
@@ -59,8 +68,10 @@ impl Underway {
     /// The prefill is over: its tokens no longer stand before others, and those who waited for it go on.
     pub fn prefilled(&mut self) {
         self.flight.prefilled();
-        self.announcement = None;
         self.prefilled_by = None;
+        if !self.is_slotted {
+            self.announcement = None;
+        }
     }
 }
 

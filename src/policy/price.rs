@@ -71,7 +71,8 @@ pub fn wait_s(view: &View, place: usize, slowdown_s: f32) -> f32 {
     let ahead = view.prefill_tokens[place] * view.prefill_s_per_token[place];
     let over = (in_flight + 1.0 - limit).max(0.0);
     let queue = if over > 0.0 { over / limit.max(1.0) * view.service_s[place].max(slowdown_s) } else { 0.0 };
-    ahead + queue + in_flight.min(limit) * slowdown_s
+    // Who waits for a slot waits for the prefill in it, too: the longer of the two, not both.
+    ahead.max(view.prefix_wait_s[place]) + queue + in_flight.min(limit) * slowdown_s
 }
 
 #[cfg(test)]
@@ -88,7 +89,7 @@ mod tests {
             weights: [3.0, 2.0, 2.0],
             prefill_tokens_per_s: 8000.0,
             decode_slowdown: Duration::from_millis(10),
-            reuse_bonus: 0.5,
+            reuse_bonus: 1.0,
             spill_ratio: 1.5,
             spill_margin: 4,
         }
@@ -101,6 +102,7 @@ mod tests {
             in_flight: in_flight.to_vec(),
             prefill_tokens: waiting.to_vec(),
             warm_tokens: warm.to_vec(),
+            prefix_wait_s: vec![0.0; n],
             slots_limit: vec![f32::INFINITY; n],
             service_s: vec![0.0; n],
             base_s: vec![0.0; n],
