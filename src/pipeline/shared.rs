@@ -46,7 +46,13 @@ pub struct Shared {
     /// What a token costs where.
     pub rates: LearnedRates,
     retractions: Box<[AtomicU32]>,
+    surprises: Box<[AtomicU32]>,
 }
+
+/// Tokens a replica should hold before it is a surprise that it holds none.
+const SURPRISE_TOKENS_MIN: f32 = 256.0;
+/// Surprises in a row that mean an empty cache.
+const SURPRISES_MAX: u32 = 3;
 
 impl Shared {
     /// Allocates everything.
@@ -63,6 +69,7 @@ impl Shared {
             health: HealthColumns::new(slots),
             rates: LearnedRates::new(slots, config.prior),
             retractions: (0..slots).map(|_| AtomicU32::new(0)).collect(),
+            surprises: (0..slots).map(|_| AtomicU32::new(0)).collect(),
         })
     }
 
@@ -114,6 +121,27 @@ impl Shared {
         #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^52")]
         let (tokens_ahead, output_tokens) = (tokens_ahead as f64, output_tokens as f64);
         self.rates.learn(placement.decision.chosen.slot, Sample { tokens_ahead, output_tokens, seconds });
+    }
+
+    /// Learns from how much of a prompt the engine says it reused. A replica that holds nothing, several times in a row,
+    /// of what it should hold much of has lost its cache (it restarted, or somebody emptied it): all is forgotten.
+    /// Returns true when that is so.
+    pub fn learn_cached(&self, placement: &Placement, cached_tokens: u64) -> bool {
+        let chosen = &placement.decision.chosen;
+        let Some(surprises) = self.surprises.get(chosen.slot.index()) else { return false };
+        if chosen.warm_tokens < SURPRISE_TOKENS_MIN {
+            return false;
+        }
+        if cached_tokens > 0 {
+            surprises.store(0, Relaxed);
+            return false;
+        }
+        let is_lost = surprises.fetch_add(1, Relaxed) + 1 >= SURPRISES_MAX;
+        if is_lost {
+            surprises.store(0, Relaxed);
+            self.index.forget(chosen.slot);
+        }
+        is_lost
     }
 
     /// Learns from the engine's own count of prompt tokens.

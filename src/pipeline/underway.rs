@@ -14,6 +14,8 @@ const ANNOUNCED_BLOCKS_MIN: usize = 4;
 const SLACK_LEARNED: f64 = 1.5;
 const SLACK_UNKNOWN: f64 = 4.0;
 const SLACK_LEAST: Duration = Duration::from_millis(50);
+/// Silence beyond what was expected that makes a replica suspect.
+const OVERDUE: Duration = Duration::from_secs(10);
 /// Output tokens allowed for when an answer comes all at once, and its prefill is over only when the answer is there.
 const OUTPUT_TOKENS_SHORT: u32 = 32;
 
@@ -26,6 +28,9 @@ pub struct Underway {
     /// What it uses stays in use until it ends.
     is_slotted: bool,
     prefilled_by: Option<Now>,
+    /// When the prefill should be over, with some slack.
+    until: Now,
+    is_over: bool,
 }
 
 impl Underway {
@@ -51,7 +56,15 @@ impl Underway {
             };
             announcement = claim.and_then(|claim| shared.pending.announce(chosen.slot, claim, until));
         }
-        Self { flight, announcement, awaited, is_slotted, prefilled_by: (!placement.stream).then_some(until) }
+        Self {
+            flight,
+            announcement,
+            awaited,
+            is_slotted,
+            prefilled_by: (!placement.stream).then_some(until),
+            until,
+            is_over: false,
+        }
     }
 
     /// The prefill under way that this request should wait for, once.
@@ -65,9 +78,22 @@ impl Underway {
         self.prefilled_by
     }
 
+    /// The prefill is over, for all that is known at `now`.
+    #[must_use]
+    pub fn is_prefilled(&self, now: Now) -> bool {
+        self.is_over || now >= self.until
+    }
+
+    /// At `now` nothing has been heard for far longer than was expected.
+    #[must_use]
+    pub fn is_overdue(&self, now: Now) -> bool {
+        !self.is_over && now > self.until.plus(OVERDUE)
+    }
+
     /// The prefill is over: its tokens no longer stand before others, and those who waited for it go on.
     pub fn prefilled(&mut self) {
         self.flight.prefilled();
+        self.is_over = true;
         self.prefilled_by = None;
         if !self.is_slotted {
             self.announcement = None;

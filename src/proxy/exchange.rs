@@ -9,6 +9,7 @@ use super::respond::{self, Dialect};
 use super::shard::Shard;
 use super::{headers, route};
 use crate::clock::Now;
+use crate::health::HealthState;
 use crate::parse::answer::AnswerReader;
 use crate::parse::usage::Usage;
 use crate::parse::{Api, splice_model};
@@ -64,6 +65,15 @@ pub(super) struct Exchange<'e> {
     pub(super) held_s: f64,
 }
 
+/// How waiting for a prefix ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waited {
+    /// There was nothing to wait for, or it took too long.
+    No,
+    /// Whoever it waited for is done, well or badly.
+    ForOther,
+}
+
 /// A request on its way to a replica.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
@@ -103,6 +113,8 @@ impl Exchange<'_> {
             Err(Reject::ClientClosed) => return Outcome::rejected(None, Reject::ClientClosed, Then::Close),
             Err(reject) => return Outcome::rejected(None, reject, Then::TellAndClose),
         };
+        // A body may take a minute to come: what is in force now is what counts.
+        self.snapshot = self.shard.core.snapshot.load_full();
         let placement = match self.decide(&body) {
             Ok(placement) => placement,
             Err(reject) => return Outcome::rejected(None, reject, Then::Tell),
@@ -144,15 +156,18 @@ impl Exchange<'_> {
             let now = self.shard.core.clock.now();
             let mut underway = Underway::begin(&self.shard.core.shared, &self.snapshot, &placement, now);
             let waited = self.wait_for_prefix(&mut underway).await;
+            if waited == Some(Waited::ForOther) && self.leave_ejected(&mut placement) {
+                continue;
+            }
             let sent = self.sent(&placement);
             let tried = match waited {
-                Some(()) => self.attempt(&placement, &body, &mut underway).await,
+                Some(_) => self.attempt(&placement, &body, &mut underway).await,
                 None => None,
             };
             let shared = &self.shard.core.shared;
             let failure = match tried {
                 None => {
-                    shared.retract(&placement);
+                    self.left_early(&placement, &underway);
                     return Outcome::rejected(Some(placement), Reject::ClientClosed, Then::Close);
                 }
                 Some(Ok(answer)) => {
@@ -161,7 +176,7 @@ impl Exchange<'_> {
                     if status >= 400 {
                         shared.retract(&placement);
                     }
-                    if retryable(status) && self.elsewhere(&mut placement) {
+                    if self.may_repeat(status) && self.elsewhere(&mut placement) {
                         continue;
                     }
                     drop(body);
@@ -172,11 +187,48 @@ impl Exchange<'_> {
             self.shard.metrics.upstream_failures.with_label_values(&[failure.reject.code()]).inc();
             self.note_failure(&placement);
             shared.retract(&placement);
+            if failure.is_down {
+                shared.index.forget(placement.decision.chosen.slot);
+            }
             drop(underway);
-            if !failure.elsewhere || !self.elsewhere(&mut placement) {
+            let may_move = failure.elsewhere && (self.is_repeatable() || failure.reject == Reject::UpstreamConnect);
+            if !may_move || !self.elsewhere(&mut placement) {
                 return Outcome::rejected(Some(placement), failure.reject, Then::Tell);
             }
         }
+    }
+
+    /// A request that may run twice: inference always may, other paths where their method says so.
+    fn is_repeatable(&self) -> bool {
+        self.api.is_some() || self.session.req_header().method.is_idempotent()
+    }
+
+    /// An answer that another replica may better.
+    fn may_repeat(&self, status: u16) -> bool {
+        (status == 429 || status >= 500) && self.is_repeatable()
+    }
+
+    /// The client left before the first byte. A replica that has been silent for far too long by then is suspect: clients
+    /// with little patience must not hide that it hangs.
+    fn left_early(&self, placement: &Placement, underway: &Underway) {
+        let now = self.shard.core.clock.now();
+        if underway.is_overdue(now) {
+            self.note_failure(placement);
+        }
+        if !underway.is_prefilled(now) {
+            self.shard.core.shared.retract(placement);
+        }
+    }
+
+    /// Whoever this request waited for has found its replica failing: moves it elsewhere, at no cost to the budget.
+    fn leave_ejected(&self, placement: &mut Placement) -> bool {
+        let core = &self.shard.core;
+        let now = core.clock.now();
+        if core.shared.health.state(placement.decision.chosen.slot, now) != HealthState::Ejected {
+            return false;
+        }
+        core.shared.retract(placement);
+        self.shard.decider.lock().place_again(&core.shared, &self.snapshot, placement, now).is_ok()
     }
 
     /// One attempt; `None` when the client left meanwhile.
@@ -190,7 +242,7 @@ impl Exchange<'_> {
         let Some((replica, address)) =
             self.snapshot.fleet.replica(slot).zip(self.shard.core.addresses.load().get(slot))
         else {
-            return Some(Err(Failure { reject: Reject::UpstreamConnect, elsewhere: true }));
+            return Some(Err(Failure { reject: Reject::UpstreamConnect, elsewhere: true, is_down: false }));
         };
         let head = self.session.req_header().clone();
         let has_body = !body.bytes.is_empty() || head.method == http::Method::POST;
@@ -211,13 +263,13 @@ impl Exchange<'_> {
 
     /// Waits until the prefix that this request reuses has been computed, where that is still under way; `None` when
     /// the client left meanwhile.
-    async fn wait_for_prefix(&mut self, underway: &mut Underway) -> Option<()> {
-        let Some(awaited) = underway.take_awaited() else { return Some(()) };
+    async fn wait_for_prefix(&mut self, underway: &mut Underway) -> Option<Waited> {
+        let Some(awaited) = underway.take_awaited() else { return Some(Waited::No) };
         let before = self.shard.core.clock.now();
         let too_long = self.until(Some(awaited.until));
         let waited = tokio::select! {
-            () = awaited.ticket.over() => Some(()),
-            () = too_long => Some(()),
+            () = awaited.ticket.over() => Some(Waited::ForOther),
+            () = too_long => Some(Waited::No),
             _left = self.session.read_body_or_idle(true) => None,
         };
         self.held_s += self.shard.core.clock.now().seconds_since(before);
@@ -245,7 +297,10 @@ impl Exchange<'_> {
     /// Moves the request to another replica, if attempts, budget and fleet allow it.
     fn elsewhere(&self, placement: &mut Placement) -> bool {
         let retry = &self.snapshot.config.retry;
-        if placement.attempts() >= usize::from(retry.attempts).min(pipeline::ATTEMPTS_MAX) {
+        let members =
+            self.snapshot.fleet.pools.get(usize::from(placement.decision.pool.0)).map_or(0, |p| p.members.len());
+        let most = usize::from(retry.attempts).min(pipeline::ATTEMPTS_MAX).min(members);
+        if placement.attempts() >= most {
             return false;
         }
         let now = self.shard.core.clock.now();
@@ -265,7 +320,8 @@ impl Exchange<'_> {
     fn judge(&self, placement: &Placement, status: u16) {
         match status {
             500.. => self.note_failure(placement),
-            429 => {}
+            // A success is one when the whole answer has come.
+            429 | ..300 => {}
             _ => self.shard.core.shared.health.succeeded(placement.decision.chosen.slot),
         }
     }
@@ -276,10 +332,14 @@ impl Exchange<'_> {
         let peers = self.snapshot.fleet.pools.get(usize::from(placement.decision.pool.0));
         let peers = peers.map_or(&[][..], |pool| &pool.members);
         if core.shared.health.failed(slot, peers, &self.snapshot.config.ejection, core.clock.now()) {
-            let replica = self.snapshot.fleet.replica(slot).map_or("?", |replica| &replica.config.id);
+            let replica = self.replica_name(placement);
             tracing::warn!(replica, "replica ejected: it keeps failing");
             self.shard.metrics.ejections.inc();
         }
+    }
+
+    fn replica_name(&self, placement: &Placement) -> &str {
+        self.snapshot.fleet.replica(placement.decision.chosen.slot).map_or("?", |replica| &replica.config.id)
     }
 
     async fn relay(&mut self, placement: Placement, answer: Answer, mut underway: Underway, sent: Sent) -> Outcome {
@@ -289,6 +349,9 @@ impl Exchange<'_> {
             Ok(head) => head,
             Err(reject) => return Outcome::rejected(Some(placement), reject, Then::Tell),
         };
+        let is_plain = !answer.head.headers.contains_key(http::header::CONTENT_ENCODING);
+        let ends_with_connection = !answer.head.headers.contains_key(http::header::CONTENT_LENGTH)
+            && !answer.head.headers.contains_key(http::header::TRANSFER_ENCODING);
         let reader =
             self.api.map(|api| if is_stream { AnswerReader::for_stream(api) } else { AnswerReader::for_json(api) });
         let relay = Relay {
@@ -299,7 +362,8 @@ impl Exchange<'_> {
             dialect: self.dialect,
             timeouts: &self.snapshot.config.timeouts,
             is_stream,
-            gate: EventGate::default(),
+            gate: (is_stream && is_plain).then(EventGate::default),
+            ends_with_connection,
         };
         let seen = Box::pin(relay.run(answer, head)).await;
         drop(underway);
@@ -314,14 +378,12 @@ impl Exchange<'_> {
                 Some(reject)
             }
         };
-        let whole = seen.end == End::Complete || (is_stream && matches!(seen.end, End::Broken(_)));
-        let then = if whole { Then::Reuse } else { Then::Close };
+        let then = if seen.is_framed { Then::Reuse } else { Then::Close };
         Outcome { placement: Some(placement), status, reject, seen: Some(seen), then }
     }
 
     fn client_head(&self, placement: &Placement, answer: &Answer) -> Result<ResponseHeader, Reject> {
-        let slot = placement.decision.chosen.slot;
-        let replica = self.snapshot.fleet.replica(slot).map_or("?", |replica| &replica.config.id);
+        let replica = self.replica_name(placement);
         let request = self.session.req_header();
         let has_body = request.method != http::Method::HEAD && !matches!(answer.head.status.as_u16(), 204 | 304);
         let needs_chunked = has_body
@@ -332,7 +394,8 @@ impl Exchange<'_> {
             .map_err(|_unsettable| Reject::UpstreamInvalid)?;
         if request.headers.get("x-emberlane-explain").is_some_and(|value| value.as_bytes() == b"1") {
             let decision = crate::telemetry::record::decision_json(&placement.decision, &self.snapshot).to_string();
-            head.insert_header(DECISION_HEADER, decision).map_err(|_unsettable| Reject::UpstreamInvalid)?;
+            // A header that cannot be set must not cost the answer.
+            let _unsettable = head.insert_header(DECISION_HEADER, decision);
         }
         Ok(head)
     }
@@ -341,13 +404,18 @@ impl Exchange<'_> {
     fn learn(&self, placement: &Placement, seen: &Seen, sent: Sent) {
         let (shared, now) = (&self.shard.core.shared, self.shard.core.clock.now());
         let total = now.seconds_since(sent.at);
-        if seen.end != End::Complete {
-            if seen.content_events == 0 && seen.bytes == 0 {
-                shared.retract(placement);
-            }
+        let nothing_came = if seen.is_stream { seen.content_events == 0 } else { seen.bytes == 0 };
+        if seen.told_failure || (seen.end != End::Complete && nothing_came) {
+            shared.retract(placement);
             return;
         }
+        if !matches!(seen.end, End::Broken(_)) {
+            shared.health.succeeded(placement.decision.chosen.slot);
+        }
         shared.confirm(placement);
+        if seen.end != End::Complete {
+            return;
+        }
         shared.rates.learn_service(placement.decision.chosen.slot, total);
         if let Some(first) = seen.first_token {
             shared.learn_time(placement, sent.tokens_ahead, 1, first.seconds_since(sent.at));
@@ -361,6 +429,10 @@ impl Exchange<'_> {
             if let Some(cached) = cached_tokens {
                 let predicted = f64::from(placement.decision.chosen.warm_tokens);
                 self.shard.metrics.cached_tokens(predicted, cached, tokens);
+                if shared.learn_cached(placement, cached) {
+                    let replica = self.replica_name(placement);
+                    tracing::warn!(replica, "replica holds nothing of what it should: taken to have restarted");
+                }
             }
         }
     }
@@ -386,10 +458,6 @@ impl Exchange<'_> {
             self.shard.ring.refused(ending);
         }
     }
-}
-
-const fn retryable(status: u16) -> bool {
-    status == 429 || status >= 500
 }
 
 fn is_event_stream(head: &ResponseHeader) -> bool {

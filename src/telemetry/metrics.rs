@@ -200,6 +200,12 @@ impl ShardMetrics {
         self.rejects.with_label_values(&[reject.code()]).inc();
     }
 
+    /// A request that no route takes.
+    pub fn refused_route(&self, reject: Reject) {
+        self.rejected(reject);
+        self.request_family.with_label_values(&["none", &reject.status().to_string()]).inc();
+    }
+
     /// An engine said how many tokens of a prompt it reused.
     pub fn cached_tokens(&self, predicted: f64, actual: u64, prompt: u64) {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "token counts, never negative")]
