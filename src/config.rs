@@ -234,7 +234,7 @@ pub struct PolicyConfig {
     pub prefill_tokens_per_s: f64,
     /// `price`: what each request already there costs the newcomer, before anything is learned. Default 10 ms.
     pub decode_slowdown: Duration,
-    /// `price`: value of a second of prefill not repeated, beside the wait it saves. Default 0.5.
+    /// `price`: value of a second of prefill not repeated, beside the wait it saves. Default 1.
     pub reuse_bonus: f64,
     /// `price`: spill gate: a replica above `spill_ratio` × mean load, and above the mean by `spill_margin` requests,
     /// takes no more for the sake of its cache. Defaults 1.5 and 4.
@@ -250,7 +250,7 @@ impl Default for PolicyConfig {
             weights: [3.0, 2.0, 2.0],
             prefill_tokens_per_s: 8_000.0,
             decode_slowdown: Duration::from_millis(10),
-            reuse_bonus: 0.5,
+            reuse_bonus: 1.0,
             spill_ratio: 1.5,
             spill_margin: 4,
         }

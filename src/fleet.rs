@@ -6,6 +6,38 @@ use crate::id::{PoolId, ReplicaSlot};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+/// What a replica says of itself when it is asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Discovered {
+    /// Models it serves.
+    pub models: Vec<String>,
+    /// Which engine it is.
+    pub engine: Engine,
+    /// Requests it runs at once.
+    pub slots: Option<u32>,
+}
+
+/// Engines that differ in what the gateway must know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// One block cache for all requests, as vLLM, SGLang and TensorRT-LLM have, or not known.
+    #[default]
+    Shared,
+    /// llama.cpp: each slot has a cache of its own, so a prefix that is in use by one request is of no use to another.
+    LlamaCpp,
+}
+
+impl Engine {
+    /// Name in `/replicas`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Shared => "shared_cache",
+            Self::LlamaCpp => "llama.cpp",
+        }
+    }
+}
+
 /// One engine endpoint, as configured and discovered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replica {
@@ -17,6 +49,10 @@ pub struct Replica {
     pub authority: String,
     /// Models it serves; `None` until it has said so, and then it may be asked for any.
     pub models: Option<Vec<String>>,
+    /// Which engine it is.
+    pub engine: Engine,
+    /// Requests it runs at once, configured or discovered.
+    pub slots: Option<u32>,
 }
 
 /// One model and the replicas that serve it.
@@ -124,7 +160,7 @@ impl Registry {
     /// Builds the snapshot for `replicas`. A replica keeps its slot as long as its id and URL stay; a slot that was left
     /// is given out again only once `is_idle` says that nothing is in flight there.
     ///
-    /// `discovered` holds, by replica id, the models a replica named itself, for those with none configured.
+    /// `discovered` holds, by replica id, what replicas said of themselves; what is configured wins over it.
     ///
     /// # Errors
     /// [`FleetFull`] when there are more replicas than free slots; nothing changes then.
@@ -132,7 +168,7 @@ impl Registry {
         &mut self,
         replicas: &[ReplicaConfig],
         models: &[ModelConfig],
-        discovered: &HashMap<String, Vec<String>>,
+        discovered: &HashMap<String, Discovered>,
         is_idle: impl Fn(ReplicaSlot) -> bool,
     ) -> Result<(Fleet, Membership), FleetFull> {
         let mut slots: Vec<Option<Arc<Replica>>> = vec![None; self.slots.len()];
@@ -173,14 +209,23 @@ impl Registry {
     }
 }
 
-fn replica(slot: ReplicaSlot, config: &ReplicaConfig, discovered: &HashMap<String, Vec<String>>) -> Replica {
+fn replica(slot: ReplicaSlot, config: &ReplicaConfig, discovered: &HashMap<String, Discovered>) -> Replica {
+    let said = discovered.get(&config.id);
     let models = match config.models.as_slice() {
-        [] => discovered.get(&config.id).cloned(),
+        [] => said.map(|said| said.models.clone()).filter(|models| !models.is_empty()),
         named => Some(named.to_vec()),
     };
     let port = config.url.port_or_known_default().unwrap_or(80);
     let authority = format!("{}:{port}", config.url.host_str().unwrap_or("localhost"));
-    Replica { slot, config: config.clone(), authority, models }
+    let slots = config.slots.or_else(|| said?.slots);
+    Replica {
+        slot,
+        config: config.clone(),
+        authority,
+        models,
+        engine: said.map(|said| said.engine).unwrap_or_default(),
+        slots,
+    }
 }
 
 fn pools(replicas: &[Arc<Replica>], models: &[ModelConfig]) -> Vec<Pool> {
@@ -280,7 +325,8 @@ mod tests {
         assert_eq!(members("gpt"), Ok(2));
         assert_eq!(fleet.pool_for(Some("gpt")).unwrap().served_as.as_deref(), Some("m"));
         assert_eq!(members("anything"), Ok(1), "the replica that has not said what it serves");
-        let known = HashMap::from([("c".to_owned(), vec!["m".to_owned()])]);
+        let said = Discovered { models: vec!["m".to_owned()], ..Discovered::default() };
+        let known = HashMap::from([("c".to_owned(), said)]);
         let (fleet, change) = registry.rebuild(&replicas, &[], &known, |_| true).unwrap();
         assert_eq!(change, Membership::default());
         assert_eq!(fleet.pool_for(Some("anything")), Err(NoPool::Unknown));

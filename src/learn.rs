@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 /// Samples before a fit is believed.
 const SAMPLES_TO_TRUST: u32 = 8;
 /// A replica within this ratio of its fleet is priced as its fleet is.
-const SAME_WITHIN: f32 = 1.3;
+const SAME_WITHIN: f32 = 1.5;
+/// Samples before a replica may be priced apart from its fleet.
+const SAMPLES_TO_DIFFER: u32 = 64;
 /// Share of old evidence kept a sample: an effective memory of 200.
 const FORGETTING: f64 = 0.995;
 /// Tokens are fitted in these units, so that the three features have like sizes.
@@ -103,6 +105,8 @@ impl Fit {
                 self.p[row][column] = next.clamp(-1e6, 1e6);
             }
         }
+        // None of the three can be negative: what noise makes so is taken back at once, before the others adapt to it.
+        self.theta = self.theta.map(|value| value.max(0.0));
     }
 }
 
@@ -201,7 +205,7 @@ impl LearnedRates {
         let fleet = if self.fleet.samples.load(Relaxed) >= SAMPLES_TO_TRUST { self.fleet.rates() } else { self.prior };
         let Some(cell) = self.replicas.get(slot.index()) else { return fleet };
         let mut rates = fleet;
-        if cell.samples.load(Relaxed) >= SAMPLES_TO_TRUST {
+        if cell.samples.load(Relaxed) >= SAMPLES_TO_DIFFER {
             let own = cell.rates();
             let ratio = own.prefill_s_per_token / fleet.prefill_s_per_token;
             if !(1.0 / SAME_WITHIN..=SAME_WITHIN).contains(&ratio) {
@@ -228,6 +232,12 @@ impl LearnedRates {
         self.replicas.get(slot.index()).map_or(0, |cell| cell.samples.load(Relaxed))
     }
 
+    /// True once the price of `slot` rests on answers, its own or the fleet's.
+    #[must_use]
+    pub fn is_learned(&self, slot: ReplicaSlot) -> bool {
+        self.fleet.samples.load(Relaxed).max(self.samples(slot)) >= SAMPLES_TO_TRUST
+    }
+
     /// Learns from one answer.
     pub fn learn(&self, slot: ReplicaSlot, sample: Sample) {
         if let Some(cell) = self.replicas.get(slot.index()) {
@@ -251,6 +261,7 @@ impl LearnedRates {
 #[derive(Debug)]
 pub struct TokenRatio {
     bytes_per_token: AtomicU64,
+    samples: AtomicU32,
 }
 
 /// Before the first answer: about what English text and code have.
@@ -258,7 +269,7 @@ const BYTES_PER_TOKEN_PRIOR: f64 = 4.0;
 
 impl Default for TokenRatio {
     fn default() -> Self {
-        Self { bytes_per_token: AtomicU64::new(BYTES_PER_TOKEN_PRIOR.to_bits()) }
+        Self { bytes_per_token: AtomicU64::new(BYTES_PER_TOKEN_PRIOR.to_bits()), samples: AtomicU32::new(0) }
     }
 }
 
@@ -279,7 +290,9 @@ impl TokenRatio {
         #[expect(clippy::cast_precision_loss, reason = "bodies are far below 2^52 bytes")]
         let (bytes, tokens) = (bytes as f64, tokens as f64);
         let ratio = (bytes / tokens).clamp(0.1, 64.0);
-        let weight = 0.1 * (bytes / 2048.0).min(1.0);
+        let seen = self.samples.fetch_add(1, Relaxed);
+        // A mean at first, then the last fifty or so.
+        let weight = (1.0 / f64::from(seen.saturating_add(1))).max(0.02) * (bytes / 2048.0).min(1.0);
         let before = self.bytes_per_token();
         self.bytes_per_token.store((before + weight * (ratio - before)).to_bits(), Relaxed);
     }

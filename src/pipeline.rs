@@ -6,30 +6,30 @@
 //!
 //! [`Decider::decide`] is one synchronous call of a few microseconds: no I/O, no clock, no lock, and in steady state no
 //! allocation. Each step takes what the step before produced: a body becomes a [`Request`], that a fingerprint, that a
-//! view of the pool's replicas with their warm depth, that a [`Placement`]. The edge forwards and calls back:
-//! [`Decider::place_again`] to try elsewhere, [`Shared::confirm`] or [`Shared::retract`] once the outcome is known,
-//! and the `learn_*` functions with what the answer taught.
+//! view of the pool's replicas with their warm depth, that a [`Placement`]. The edge forwards it ([`Underway`] counts it
+//! while it is at its replica) and calls back: [`Decider::place_again`] to try elsewhere, [`Shared::confirm`] or
+//! [`Shared::retract`] once the outcome is known, and the `learn_*` functions with what the answer taught.
 
 mod candidates;
 mod choice;
 mod shared;
+mod underway;
 
 use candidates::Candidates;
 pub use choice::{Choice, Decision, PASSTHROUGH, Reason};
 pub use shared::{Limits, Shared, SharedConfig, Snapshot, TokenRatios};
+pub use underway::Underway;
 
 use crate::clock::Now;
 use crate::config::Config;
 use crate::fleet::{NoPool, Pool};
 use crate::id::{BlockHash, DecisionId, PoolId, ReplicaSlot};
-use crate::load::Flight;
 use crate::parse::{Api, ParseLimits, Parser, Request};
 use crate::policy::pick;
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
 use crate::reject::{BodyFault, Reject};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Most attempts at one request, and so the most replicas it remembers to avoid.
 pub const ATTEMPTS_MAX: usize = 10;
@@ -63,7 +63,6 @@ pub struct Placement {
     /// Blocks the chosen replica held before.
     held_blocks: usize,
     retractions_before: u32,
-    tokens_ahead: u64,
 }
 
 impl Placement {
@@ -79,7 +78,6 @@ impl Placement {
             affinity_key,
             held_blocks: 0,
             retractions_before: 0,
-            tokens_ahead: 0,
         }
     }
 
@@ -91,12 +89,6 @@ impl Placement {
 
     fn tried(&self) -> &[ReplicaSlot] {
         self.tried.get(..self.attempts).unwrap_or_default()
-    }
-
-    /// Uncached prompt tokens that stood before the first output token when it was placed.
-    #[must_use]
-    pub const fn tokens_ahead(&self) -> u64 {
-        self.tokens_ahead
     }
 }
 
@@ -256,7 +248,7 @@ impl Decider {
     ) -> Result<(), Reject> {
         let pool = pool_by_id(snapshot, placement.decision.pool).ok_or(Reject::NoReplica)?;
         shared.index.lookup(chain, &mut self.depths);
-        let view = self.candidates.view(shared, snapshot, pool, &self.depths, placement, now);
+        let view = self.candidates.view(shared, snapshot, pool, (chain, &self.depths), placement, now);
         self.costs.clear();
         self.costs.resize(view.len(), 0.0);
         snapshot.policy.cost(view, &mut self.rng, &mut self.costs);
@@ -315,10 +307,4 @@ fn fingerprint(
         Some(first) => first.0,
         None => shared.hasher.root(&[b"prompt", prompt.get(..BLOCK_BYTES).unwrap_or(prompt)]),
     }
-}
-
-/// Starts counting `placement` as in flight where it was placed.
-#[must_use]
-pub fn start_flight(shared: &Arc<Shared>, placement: &Placement) -> Flight {
-    Flight::start(&shared.load, placement.decision.chosen.slot, placement.decision.chosen.uncached_tokens())
 }

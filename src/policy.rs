@@ -20,8 +20,10 @@ pub struct View {
     pub in_flight: Vec<f32>,
     /// Uncached prompt tokens waiting for prefill there.
     pub prefill_tokens: Vec<f32>,
-    /// Tokens of this prompt that the replica holds.
+    /// Tokens of this prompt that the replica holds and could reuse.
     pub warm_tokens: Vec<f32>,
+    /// Seconds until what it holds is free to be reused, where a request must wait for that.
+    pub prefix_wait_s: Vec<f32>,
     /// Requests it runs at once; infinite when unknown.
     pub slots_limit: Vec<f32>,
     /// Mean seconds a request stays; zero when unknown.
@@ -78,11 +80,12 @@ impl View {
         }
     }
 
-    fn columns(&self) -> [&[f32]; 9] {
+    fn columns(&self) -> [&[f32]; 10] {
         [
             &self.in_flight,
             &self.prefill_tokens,
             &self.warm_tokens,
+            &self.prefix_wait_s,
             &self.slots_limit,
             &self.service_s,
             &self.base_s,
@@ -92,11 +95,12 @@ impl View {
         ]
     }
 
-    fn columns_mut(&mut self) -> [&mut Vec<f32>; 9] {
+    fn columns_mut(&mut self) -> [&mut Vec<f32>; 10] {
         [
             &mut self.in_flight,
             &mut self.prefill_tokens,
             &mut self.warm_tokens,
+            &mut self.prefix_wait_s,
             &mut self.slots_limit,
             &mut self.service_s,
             &mut self.base_s,

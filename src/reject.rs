@@ -103,6 +103,9 @@ pub enum Reject {
     /// The pool has no replica that can take the request now.
     #[error("no replica can take the request now; try again later")]
     NoReplica,
+    /// The bodies in memory are at their limit.
+    #[error("the gateway holds as many request bodies as it may; try again later")]
+    Overloaded,
     /// The gateway is stopping.
     #[error("the gateway is shutting down; try again")]
     ShuttingDown,
@@ -139,7 +142,7 @@ impl Reject {
             Self::HeadersTooLarge => 431,
             Self::ClientClosed => 499,
             Self::UpstreamConnect | Self::UpstreamClosed | Self::UpstreamInvalid => 502,
-            Self::NoReplica | Self::ShuttingDown => 503,
+            Self::NoReplica | Self::Overloaded | Self::ShuttingDown => 503,
             Self::UpstreamTimeout { .. } => 504,
         }
     }
@@ -169,6 +172,7 @@ impl Reject {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::UnknownModel => "model_not_found",
             Self::NoReplica => "no_replica",
+            Self::Overloaded => "overloaded",
             Self::ShuttingDown => "shutting_down",
             Self::UpstreamConnect => "upstream_connect",
             Self::UpstreamClosed => "upstream_closed",
@@ -198,6 +202,7 @@ impl Reject {
             | Self::UnknownRoute
             | Self::MethodNotAllowed
             | Self::NoReplica
+            | Self::Overloaded
             | Self::ShuttingDown
             | Self::UpstreamConnect
             | Self::UpstreamClosed
@@ -211,7 +216,9 @@ impl Reject {
     #[must_use]
     pub const fn retry_after(self) -> Option<Duration> {
         match self {
-            Self::NoReplica | Self::ShuttingDown | Self::UpstreamConnect => Some(Duration::from_secs(1)),
+            Self::NoReplica | Self::Overloaded | Self::ShuttingDown | Self::UpstreamConnect => {
+                Some(Duration::from_secs(1))
+            }
             Self::Body(_)
             | Self::Framing
             | Self::BodyTooLarge { .. }

@@ -16,6 +16,8 @@ const REPLICAS: usize = 256;
 const HELD_BYTES: usize = 1_600_000;
 /// The most that all hold together: what fits the index.
 const HELD_BYTES_MAX: usize = 256 * HELD_BYTES;
+/// Requests in a row to each contender.
+const TURN: usize = 50;
 /// Bytes of the chats that take turns: as many conversations as a fleet has open at once, so that what is known of one
 /// has left the caches when it comes back.
 const CHATS_BYTES: usize = 32 << 20;
@@ -86,6 +88,7 @@ fn decisions(options: &Options, bytes: usize, (world, naive): &mut (World, Naive
     let (ours, theirs) = measure::prepared(
         options.repeats(6000),
         1,
+        TURN,
         |call| {
             socket.borrow_mut().clear();
             socket.borrow_mut().extend_from_slice(chats.request(call));

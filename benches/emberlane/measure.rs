@@ -37,45 +37,39 @@ fn time<R>(batch: usize, first: usize, work: &mut impl FnMut(usize) -> R) -> f64
     start.elapsed().as_nanos() as f64 / batch as f64
 }
 
-/// Times `work` alone: `samples` times `batch` calls after a tenth as many to warm up.
-pub(crate) fn alone<R>(samples: usize, batch: usize, mut work: impl FnMut(usize) -> R) -> Times {
-    for sample in 0..samples / 10 {
-        time(batch, sample * batch, &mut work);
-    }
-    Times::sorted((samples / 10..samples + samples / 10).map(|sample| time(batch, sample * batch, &mut work)).collect())
-}
-
-/// Times `work` and `rival` in turn; see [`alone`].
+/// Times `work` and `rival` in turn: `samples` times `batch` calls each, after a tenth as many to warm
+/// up.
 pub(crate) fn against<R, S>(
     samples: usize,
     batch: usize,
     work: impl FnMut(usize) -> R,
     rival: impl FnMut(usize) -> S,
 ) -> (Times, Times) {
-    prepared(samples, batch, |_| (), work, rival)
+    prepared(samples, batch, 1, |_| (), work, rival)
 }
 
-/// As [`against`], with `prepare` called, untimed, before each of the two: to bring in the input as the step before
-/// would have left it.
+/// As [`against`], with `prepare` called, untimed, before each sample: to bring in the input as the step before would
+/// have left it. The two change places every `turn` samples, so that each finds the caches as its own calls left them
+/// and not swept by the other's.
 pub(crate) fn prepared<R, S>(
     samples: usize,
     batch: usize,
+    turn: usize,
     mut prepare: impl FnMut(usize),
     mut work: impl FnMut(usize) -> R,
     mut rival: impl FnMut(usize) -> S,
 ) -> (Times, Times) {
     let warm_up = samples / 10;
     let (mut ours, mut theirs) = (Vec::with_capacity(samples), Vec::with_capacity(samples));
-    for sample in 0..warm_up + samples {
-        let first = sample * batch;
-        prepare(first);
-        let our = time(batch, first, &mut work);
-        prepare(first);
-        let their = time(batch, first, &mut rival);
-        if sample >= warm_up {
-            ours.push(our);
-            theirs.push(their);
+    for turn_start in (0..warm_up + samples).step_by(turn) {
+        for sample in turn_start..turn_start + turn {
+            prepare(sample * batch);
+            ours.push(time(batch, sample * batch, &mut work));
+        }
+        for sample in turn_start..turn_start + turn {
+            prepare(sample * batch);
+            theirs.push(time(batch, sample * batch, &mut rival));
         }
     }
-    (Times::sorted(ours), Times::sorted(theirs))
+    (Times::sorted(ours.split_off(warm_up)), Times::sorted(theirs.split_off(warm_up)))
 }

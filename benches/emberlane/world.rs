@@ -11,7 +11,7 @@ use emberlane::{
     learn::Rates,
     load::Flight,
     parse::Api,
-    pipeline::{Decider, Decision, Hints, Placement, Shared, SharedConfig, Snapshot, TokenRatios, start_flight},
+    pipeline::{Decider, Decision, Hints, Placement, Shared, SharedConfig, Snapshot, TokenRatios},
 };
 
 use crate::bodies::chat;
@@ -102,7 +102,8 @@ impl World {
 
     fn fly(&mut self, placed: Placement) -> Decision {
         let decision = placed.decision;
-        self.flying.push_back((start_flight(&self.shared, &placed), placed));
+        let flight = Flight::start(&self.shared.load, decision.chosen.slot, decision.chosen.uncached_tokens());
+        self.flying.push_back((flight, placed));
         let prefilled = self.flying.len().checked_sub(self.flying_max / PREFILLING + 1);
         if let Some((flight, _)) = prefilled.and_then(|place| self.flying.get_mut(place)) {
             flight.prefilled();
@@ -137,7 +138,7 @@ impl Chats {
         &self.bodies
     }
 
-    /// The body of request `number`. Ask for them in order; asking for the last one again makes the same body.
+    /// The body of request `number`. Ask for them in order; the last ones, fewer than there are chats, can be had again.
     pub(crate) fn request(&mut self, number: usize) -> &[u8] {
         let place = number % self.bodies.len();
         let round = number / self.bodies.len() + place;

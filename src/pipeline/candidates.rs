@@ -8,7 +8,7 @@
 use super::{Placement, Shared, Snapshot};
 use crate::clock::Now;
 use crate::fleet::Pool;
-use crate::id::PoolId;
+use crate::id::{BlockHash, PoolId};
 use crate::policy::View;
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
@@ -18,6 +18,10 @@ use std::time::Duration;
 const SWEEP: Duration = Duration::from_millis(50);
 /// Pools whose columns are kept; more share the places.
 const POOLS: usize = 16;
+
+/// A busy slot is waited for as long as that takes less than this many times what computing the prefix again would: work
+/// done twice also keeps others waiting.
+const BUSY_SLOT_PATIENCE: f32 = 2.0;
 
 /// One shard's views.
 #[derive(Debug, Default)]
@@ -39,18 +43,18 @@ struct PoolView {
     view: View,
     /// Places in `view` by slot; of the pool's members alone are they right.
     places: Vec<u16>,
-    /// Places whose `warm_tokens` are not zero.
+    /// Places whose `warm_tokens` or `prefix_wait_s` may not be zero.
     warm: Vec<u16>,
 }
 
 impl Candidates {
-    /// The members of `pool` that may take the request now.
+    /// The members of `pool` that may take the request now; `prompt` is its chain and what was found of it.
     pub(super) fn view(
         &mut self,
         shared: &Shared,
         snapshot: &Snapshot,
         pool: &Pool,
-        depths: &WarmDepths,
+        prompt: (&[BlockHash], &WarmDepths),
         placement: &Placement,
         now: Now,
     ) -> &View {
@@ -65,7 +69,10 @@ impl Candidates {
         kept.view.prompt_tokens = placement.decision.prompt_tokens;
         kept.view.affinity_key = placement.affinity_key;
         kept.read_load(shared);
-        kept.read_warm(depths, snapshot.ratios.tokens(pool.id, BLOCK_BYTES));
+        kept.read_warm(prompt.1, snapshot.ratios.tokens(pool.id, BLOCK_BYTES));
+        if snapshot.policy.is_priced() {
+            kept.price_busy_slots(shared, snapshot, prompt);
+        }
         let (view, tried) = (&kept.view, placement.tried());
         if tried.is_empty() && shared.health.all_healthy(&view.slots) {
             return view;
@@ -111,14 +118,37 @@ impl PoolView {
         let Self { view, places, warm, .. } = self;
         for place in warm.drain(..) {
             view.warm_tokens[usize::from(place)] = 0.0;
+            view.prefix_wait_s[usize::from(place)] = 0.0;
         }
         for &slot in depths.touched() {
             let Some(&place) = places.get(slot.index()) else { continue };
-            // Replicas of other pools hold the prompt too, when they serve several models under one name.
+            // Replicas of other pools may hold the prompt too: pools can be names of one model.
             if view.slots.get(usize::from(place)) == Some(&slot) {
                 view.warm_tokens[usize::from(place)] =
                     view.prompt_tokens.min(lossy(depths.get(slot)) * tokens_per_block);
                 warm.push(place);
+            }
+        }
+    }
+
+    /// Where the prompt stands in a slot that others will use first, that is worth waiting for, or the replica is as good
+    /// as cold.
+    #[expect(clippy::cast_precision_loss, reason = "at most 64")]
+    fn price_busy_slots(&mut self, shared: &Shared, snapshot: &Snapshot, (chain, depths): (&[BlockHash], &WarmDepths)) {
+        let Self { view, warm, .. } = self;
+        for place in warm.iter().map(|place| usize::from(*place)) {
+            let slot = view.slots[place];
+            if !snapshot.limits(slot).is_slotted {
+                continue;
+            }
+            let ahead = shared.pending.ahead(slot, chain, depths.get(slot) as usize);
+            let saved = view.warm_tokens[place] * view.prefill_s_per_token[place];
+            let service = view.service_s[place];
+            let wait = ahead as f32 * if service > 0.0 { service } else { view.base_s[place] + saved };
+            if wait < saved * BUSY_SLOT_PATIENCE {
+                view.prefix_wait_s[place] = wait;
+            } else {
+                view.warm_tokens[place] = 0.0;
             }
         }
     }
@@ -168,7 +198,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, EjectionConfig, ReplicaConfig};
     use crate::fleet::Registry;
-    use crate::id::{BlockHash, DecisionId, ReplicaSlot};
+    use crate::id::{DecisionId, ReplicaSlot};
     use crate::learn::{Rates, Sample};
     use crate::load::Flight;
 
@@ -178,6 +208,7 @@ mod tests {
         shared: Shared,
         registry: Registry,
         candidates: Candidates,
+        chain: Vec<BlockHash>,
         depths: WarmDepths,
         placement: Placement,
     }
@@ -190,6 +221,7 @@ mod tests {
                 shared: Shared::new(&sizes).unwrap(),
                 registry: Registry::new(64),
                 candidates: Candidates::default(),
+                chain: Vec::new(),
                 depths: WarmDepths::new(64),
                 placement: Placement::new(decision, 7),
             }
@@ -213,7 +245,7 @@ mod tests {
 
         fn view(&mut self, snapshot: &Snapshot, pool: usize, at_ms: u64) -> &View {
             let (pool, now) = (&snapshot.fleet.pools[pool], Now(at_ms * 1_000_000));
-            self.candidates.view(&self.shared, snapshot, pool, &self.depths, &self.placement, now)
+            self.candidates.view(&self.shared, snapshot, pool, (&self.chain, &self.depths), &self.placement, now)
         }
 
         fn slots(&mut self, snapshot: &Snapshot, pool: usize, at_ms: u64) -> Vec<u16> {

@@ -57,6 +57,8 @@ pub struct Choice {
     pub in_flight: u32,
     /// Expected seconds before the prompt's own prefill.
     pub wait_s: f32,
+    /// Of these, until the slot that holds the prompt is free.
+    pub prefix_wait_s: f32,
     /// Expected seconds of the prompt's own prefill there.
     pub prefill_s: f32,
     prompt_tokens: f32,
@@ -123,6 +125,7 @@ impl Decision {
                 warm_tokens: 0.0,
                 in_flight: 0,
                 wait_s: 0.0,
+                prefix_wait_s: 0.0,
                 prefill_s: 0.0,
                 prompt_tokens,
             },
@@ -193,7 +196,6 @@ pub(super) fn note(placement: &mut Placement, view: &View, costs: &[f32], pick: 
         *cell = chosen.slot;
         placement.attempts += 1;
     }
-    placement.tokens_ahead = chosen.uncached_tokens() + whole(view.prefill_tokens[pick.best]);
     let decision = &mut placement.decision;
     decision.candidates = u16::try_from(view.len()).unwrap_or(u16::MAX);
     decision.chosen = chosen;
@@ -217,6 +219,7 @@ fn seen(view: &View, costs: &[f32], place: usize, snapshot: &Snapshot) -> Choice
         warm_tokens: view.warm_tokens[place],
         in_flight: u32::try_from(whole(view.in_flight[place])).unwrap_or(u32::MAX),
         wait_s: crate::policy::wait_s(view, place, snapshot.config.policy.decode_slowdown.as_secs_f32()),
+        prefix_wait_s: view.prefix_wait_s[place],
         prefill_s: view.base_s[place]
             + (view.prompt_tokens - view.warm_tokens[place]).max(0.0) * view.prefill_s_per_token[place],
         prompt_tokens: view.prompt_tokens,

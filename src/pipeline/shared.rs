@@ -3,7 +3,7 @@
 
 use super::Placement;
 use crate::config::Config;
-use crate::fleet::{Fleet, Membership};
+use crate::fleet::{Engine, Fleet, Membership};
 use crate::health::HealthColumns;
 use crate::id::{PoolId, ReplicaSlot};
 use crate::learn::{LearnedRates, Rates, Sample, TokenRatio};
@@ -12,6 +12,7 @@ use crate::policy::{self, Policy};
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::hash::PrefixHasher;
 use crate::prefix::index::PrefixIndex;
+use crate::prefix::pending::PendingPrefills;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -36,6 +37,8 @@ pub struct Shared {
     pub index: PrefixIndex,
     /// The keyed hash.
     pub hasher: PrefixHasher,
+    /// Prefills under way, to wait for.
+    pub pending: Arc<PendingPrefills>,
     /// What is in flight where.
     pub load: Arc<LoadColumns>,
     /// Who is ejected.
@@ -43,7 +46,13 @@ pub struct Shared {
     /// What a token costs where.
     pub rates: LearnedRates,
     retractions: Box<[AtomicU32]>,
+    surprises: Box<[AtomicU32]>,
 }
+
+/// Tokens a replica should hold before it is a surprise that it holds none.
+const SURPRISE_TOKENS_MIN: f32 = 256.0;
+/// Surprises in a row that mean an empty cache.
+const SURPRISES_MAX: u32 = 3;
 
 impl Shared {
     /// Allocates everything.
@@ -55,10 +64,12 @@ impl Shared {
         Ok(Self {
             index: PrefixIndex::new(config.index_bytes, slots)?,
             hasher: PrefixHasher::from_key(config.hash_key),
+            pending: Arc::new(PendingPrefills::new(slots)),
             load: Arc::new(LoadColumns::new(slots)),
             health: HealthColumns::new(slots),
             rates: LearnedRates::new(slots, config.prior),
             retractions: (0..slots).map(|_| AtomicU32::new(0)).collect(),
+            surprises: (0..slots).map(|_| AtomicU32::new(0)).collect(),
         })
     }
 
@@ -105,11 +116,32 @@ impl Shared {
         self.retractions.get(slot.index()).map_or(0, |cell| cell.load(Relaxed))
     }
 
-    /// Learns from how long an answer took.
-    pub fn learn_time(&self, placement: &Placement, output_tokens: f64, seconds: f64) {
+    /// Learns from how long an answer took; `tokens_ahead` as in [`Sample`].
+    pub fn learn_time(&self, placement: &Placement, tokens_ahead: u64, output_tokens: u64, seconds: f64) {
         #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^52")]
-        let tokens_ahead = placement.tokens_ahead as f64;
+        let (tokens_ahead, output_tokens) = (tokens_ahead as f64, output_tokens as f64);
         self.rates.learn(placement.decision.chosen.slot, Sample { tokens_ahead, output_tokens, seconds });
+    }
+
+    /// Learns from how much of a prompt the engine says it reused. A replica that holds nothing, several times in a row,
+    /// of what it should hold much of has lost its cache (it restarted, or somebody emptied it): all is forgotten.
+    /// Returns true when that is so.
+    pub fn learn_cached(&self, placement: &Placement, cached_tokens: u64) -> bool {
+        let chosen = &placement.decision.chosen;
+        let Some(surprises) = self.surprises.get(chosen.slot.index()) else { return false };
+        if chosen.warm_tokens < SURPRISE_TOKENS_MIN {
+            return false;
+        }
+        if cached_tokens > 0 {
+            surprises.store(0, Relaxed);
+            return false;
+        }
+        let is_lost = surprises.fetch_add(1, Relaxed) + 1 >= SURPRISES_MAX;
+        if is_lost {
+            surprises.store(0, Relaxed);
+            self.index.forget(chosen.slot);
+        }
+        is_lost
     }
 
     /// Learns from the engine's own count of prompt tokens.
@@ -172,6 +204,8 @@ pub struct Limits {
     pub slots: f32,
     /// Prefix blocks its cache holds.
     pub kv_blocks: f32,
+    /// A prefix in use by one request is of no use to another.
+    pub is_slotted: bool,
 }
 
 /// Snapshots made so far.
@@ -215,7 +249,11 @@ impl Snapshot {
     #[inline]
     #[must_use]
     pub fn limits(&self, slot: ReplicaSlot) -> Limits {
-        self.limits.get(slot.index()).copied().unwrap_or(Limits { slots: f32::INFINITY, kv_blocks: 1.0 })
+        self.limits.get(slot.index()).copied().unwrap_or(Limits {
+            slots: f32::INFINITY,
+            kv_blocks: 1.0,
+            is_slotted: false,
+        })
     }
 
     /// Tokens the KV cache of `slot` holds, configured or assumed.
@@ -228,12 +266,14 @@ impl Snapshot {
 
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "estimates of 7 digits")]
     fn limits_of(&self, slot: ReplicaSlot) -> Limits {
-        let slots = self.fleet.replica(slot).and_then(|replica| replica.config.slots);
+        let replica = self.fleet.replica(slot);
+        let slots = replica.and_then(|replica| replica.slots);
         let pool = self.fleet.pools.iter().find(|pool| pool.members.contains(&slot)).map(|pool| pool.id);
         let ratio = pool.and_then(|pool| self.ratios.get(pool)).map_or(4.0, TokenRatio::bytes_per_token);
         Limits {
             slots: slots.map_or(f32::INFINITY, |n| n as f32),
             kv_blocks: (self.kv_tokens(slot) * ratio / BLOCK_BYTES as f64).max(1.0) as f32,
+            is_slotted: replica.is_some_and(|replica| replica.engine == Engine::LlamaCpp),
         }
     }
 }

@@ -52,12 +52,13 @@ impl Policy for Price {
         let (in_flight, prefill_tokens) = (&view.in_flight[..n], &view.prefill_tokens[..n]);
         let (warm_tokens, resident) = (&view.warm_tokens[..n], &view.resident_blocks[..n]);
         let (limits, service) = (&view.slots_limit[..n], &view.service_s[..n]);
+        let prefix_wait = &view.prefix_wait_s[..n];
         let (base, prefill) = (&view.base_s[..n], &view.prefill_s_per_token[..n]);
         for (place, cost) in costs.iter_mut().enumerate() {
             let held = warm_tokens[place];
             let warm = if in_flight[place] > gate { 0.0 } else { held };
             let own = larger(view.prompt_tokens - warm, 0.0) * prefill[place];
-            let ahead = prefill_tokens[place] * prefill[place];
+            let ahead = larger(prefill_tokens[place] * prefill[place], prefix_wait[place]);
             let wait = wait(in_flight[place], limits[place], ahead, service[place], self.slowdown_s);
             *cost = wait + base[place] + own * (1.0 + self.reuse_bonus + crowding * resident[place]);
         }
@@ -72,11 +73,13 @@ impl Policy for Price {
 #[must_use]
 pub fn wait_s(view: &View, place: usize, slowdown_s: f32) -> f32 {
     let ahead = view.prefill_tokens[place] * view.prefill_s_per_token[place];
+    // Who waits for a slot waits for the prefill in it, too: the longer of the two, not both.
+    let ahead = larger(ahead, view.prefix_wait_s[place]);
     wait(view.in_flight[place], view.slots_limit[place], ahead, view.service_s[place], slowdown_s)
 }
 
-/// The prefill `ahead`, the queue for one of `limit` slots, and the slow-down by those already decoding. Without a
-/// limit (an infinite one) nobody is over it, and the queue is zero.
+/// The time `ahead`, the queue for one of `limit` slots, and the slow-down by those already decoding. Without a limit
+/// (an infinite one) nobody is over it, and the queue is zero.
 #[inline(always)]
 fn wait(in_flight: f32, limit: f32, ahead: f32, service_s: f32, slowdown_s: f32) -> f32 {
     let over = larger(in_flight + 1.0 - limit, 0.0);
@@ -105,7 +108,7 @@ mod tests {
             weights: [3.0, 2.0, 2.0],
             prefill_tokens_per_s: 8000.0,
             decode_slowdown: Duration::from_millis(10),
-            reuse_bonus: 0.5,
+            reuse_bonus: 1.0,
             spill_ratio: 1.5,
             spill_margin: 4,
         }
@@ -118,6 +121,7 @@ mod tests {
             in_flight: in_flight.to_vec(),
             prefill_tokens: waiting.to_vec(),
             warm_tokens: warm.to_vec(),
+            prefix_wait_s: vec![0.0; n],
             slots_limit: vec![f32::INFINITY; n],
             service_s: vec![0.0; n],
             base_s: vec![0.0; n],

@@ -171,7 +171,6 @@ const fn mum(a: u64, b: u64) -> u64 {
 
 /// Steps 2 and 3 of the function: the next link from the last one and a block's two NH sums.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "takes the upper half")]
 const fn link(keys: &Keys, last: u64, first: u64, second: u64) -> u64 {
     let sum = (first as u128)
         .wrapping_mul(keys.fold[0])

@@ -6,7 +6,7 @@
 //!   by more (system prompts) get a row with one stamp for every slot.
 //! - **Residency** follows the engine's own LRU without queues: see [`residency`]. Nothing is swept: a holder whose stamp
 //!   has left its replica's window is simply not there any more.
-//! - **Look-up** does not walk the chain. It probes 8 depths at a time and closes over holes, because a block that was
+//! - **Look-up** does not walk the chain. It probes many depths at a time and closes over holes, because a block that was
 //!   computed at depth k implies all before it: see [`search`].
 //!
 //! Reads and writes take no lock and may run on every core at once. Races lose or misplace a holder at worst; the index
@@ -41,6 +41,9 @@ const MEMORY_MIN: usize = 64 << 10;
 const ROWS_SHARE: usize = 8;
 /// Entries in a cache line.
 const LINE_ENTRIES: usize = 2;
+/// Cache lines in a page of 4 KiB. Both lines of an entry lie in one: where a hypervisor splits huge pages, finding a
+/// page costs more than reading it. A page's 128 entries are enough for loads to even out.
+const PAGE_LINES: usize = 64;
 /// How far ahead of the write cache lines are asked for, blocks.
 const PREFETCH_AHEAD: usize = 12;
 /// Attempts at one block before a race is given up as lost.
@@ -74,7 +77,8 @@ pub struct IndexStats {
 }
 
 impl PrefixIndex {
-    /// An index that takes at most `memory_bytes` for replicas with slots below `replicas_max`.
+    /// An index that takes `memory_bytes` (its two parts rounded up to huge pages of 2 MiB) for replicas with slots below
+    /// `replicas_max`.
     ///
     /// Until [`PrefixIndex::set_capacity`] is called for a replica, it is taken to hold as much as the index can.
     ///
@@ -89,7 +93,8 @@ impl PrefixIndex {
         let shared = memory_bytes.checked_sub(Residency::bytes(replicas_max)).filter(|bytes| *bytes >= MEMORY_MIN);
         let shared = shared.ok_or_else(|| invalid("too little memory for the prefix index"))?;
         let rows_bytes = if replicas_max > HOLDERS { shared / ROWS_SHARE } else { 0 };
-        let table = HugeTable::new((shared - rows_bytes) / LINE_BYTES)?;
+        let lines = (shared - rows_bytes) / LINE_BYTES / PAGE_LINES * PAGE_LINES;
+        let table = HugeTable::new(lines)?;
         let entries_max = table.lines().len() * LINE_ENTRIES;
         Ok(Self {
             rows: Rows::new(rows_bytes, replicas_max)?,
@@ -192,13 +197,12 @@ impl PrefixIndex {
         [place, self.other_place(place, Key::of(hash))]
     }
 
-    /// The other line of an entry that stands in `place`: from what the entry keeps of its hash, so that entries can be
-    /// moved. Its own inverse.
+    /// The other line of an entry that stands in `place`: in the same small page, and found from what the entry keeps of
+    /// its hash, so that entries can be moved. Its own inverse.
     #[inline(always)]
-    fn other_place(&self, place: usize, key: Key) -> usize {
-        let lines = self.table.lines().len();
-        let sum = fast_range(key.tag().wrapping_mul(0x9e37_79b9_7f4a_7c15), lines);
-        if sum >= place { sum - place } else { sum + lines - place }
+    const fn other_place(&self, place: usize, key: Key) -> usize {
+        let sum = (key.tag().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
+        place & !(PAGE_LINES - 1) | sum.wrapping_sub(place) & (PAGE_LINES - 1)
     }
 
     #[inline(always)]
@@ -317,29 +321,34 @@ impl PrefixIndex {
             [0, 1].map(|i| self.other_place(place, Entry::new(&line[i]).header().key()))
         });
         others.iter().flatten().for_each(|other| prefetch(&lines[*other]));
-        for (place, others) in places.into_iter().zip(others) {
-            for (entry, other) in entries_of(&lines[place]).zip(others) {
-                let header = entry.header();
-                if header.is_free() || header.is_busy() || other == place {
-                    continue;
-                }
-                for target in entries_of(&lines[other]) {
-                    let there = target.header();
-                    let Some(weakness) = self.weakness(target, there).filter(|weakness| *weakness >= DEAD) else {
-                        continue;
-                    };
-                    if !target.replace(there, header, entry.words()) {
-                        continue;
-                    }
-                    if weakness == FREE {
-                        return Some(Victim { entry, header, weakness: FREE });
-                    }
-                    self.rows.release(there.row(), there);
-                    return Some(Victim { entry, header, weakness: MOVED_OVER_DEAD });
+        let candidates = self.candidates(places).zip(others.into_iter().flatten());
+        for (entry, other) in candidates {
+            let header = entry.header();
+            if header.is_free() || header.is_busy() {
+                continue;
+            }
+            for target in entries_of(&lines[other]) {
+                if let Some(weakness) = self.copy_over(entry, header, target) {
+                    return Some(Victim { entry, header, weakness });
                 }
             }
         }
         None
+    }
+
+    /// Copies a live entry over a free or dead one. Returns the weakness its old place then has; `None` when `target`
+    /// is alive or another core was quicker.
+    fn copy_over(&self, entry: Entry<'_>, header: Header, target: Entry<'_>) -> Option<u32> {
+        let there = target.header();
+        let weakness = self.weakness(target, there).filter(|weakness| *weakness >= DEAD)?;
+        if !target.replace(there, header, entry.words()) {
+            return None;
+        }
+        if weakness == FREE {
+            return Some(FREE);
+        }
+        self.rows.release(there.row(), there);
+        Some(MOVED_OVER_DEAD)
     }
 
     /// How little an entry matters: above all when it was last used, relative to what its replicas can still hold;

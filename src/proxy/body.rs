@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// First allocation for a body of unknown length.
 const FIRST_CHUNK: usize = 16 * 1024;
+/// Largest first allocation for a body of announced length.
+const ROOM_ON_TRUST: usize = 1 << 20;
 /// Bytes thrown away after a refusal, so that the client reads the answer instead of a reset.
 const LINGER_BYTES: usize = 256 * 1024 * 1024;
 const LINGER: Duration = Duration::from_secs(5);
@@ -38,7 +40,7 @@ impl Body {
         let more = bytes.saturating_sub(self.counted);
         let before = self.memory.held.fetch_add(more, Relaxed);
         self.counted += more;
-        if more > 0 && before > 0 && before + more > limit { Err(Reject::NoReplica) } else { Ok(()) }
+        if more > 0 && before > 0 && before + more > limit { Err(Reject::Overloaded) } else { Ok(()) }
     }
 }
 
@@ -74,7 +76,6 @@ pub(super) async fn read(
         return Err(too_large);
     }
     let mut body = Body::empty(memory);
-    body.count(length.unwrap_or(0), limits.in_memory)?;
     if session.get_header("expect").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         session.write_continue_response().await.map_err(|_gone| Reject::ClientClosed)?;
     }
@@ -93,11 +94,14 @@ async fn gather(
 ) -> Result<(), Reject> {
     let Some(first) = next(session).await? else { return Ok(()) };
     if u64::try_from(first.len()).ok() == length {
+        body.count(first.len() as u64, limits.in_memory)?;
         body.bytes = first;
         return Ok(());
     }
     let expected = length.and_then(|length| usize::try_from(length).ok());
-    let mut whole = BytesMut::with_capacity(expected.unwrap_or(FIRST_CHUNK).max(first.len()));
+    // What a client announces is not believed beyond a point: memory is taken for what has come.
+    let room = expected.unwrap_or(FIRST_CHUNK).min(ROOM_ON_TRUST).max(first.len());
+    let mut whole = BytesMut::with_capacity(room);
     let mut chunk = Some(first);
     while let Some(bytes) = chunk {
         let total = (whole.len() + bytes.len()) as u64;

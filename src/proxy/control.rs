@@ -3,13 +3,15 @@
 
 use super::core::{Addresses, Core};
 use crate::config::{self, Config};
-use crate::fleet::{Fleet, Membership, Registry};
+use crate::fleet::{Discovered, Engine, Fleet, Membership, Registry};
 use crate::id::ReplicaSlot;
 use crate::pipeline::{Snapshot, TokenRatios};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use serde_json::Value;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -17,12 +19,14 @@ use tokio::sync::oneshot;
 const ASK_UNKNOWN: Duration = Duration::from_secs(1);
 /// How often those that have are asked again, and names resolve anew.
 const REFRESH: Duration = Duration::from_secs(30);
+/// How long readiness waits for the first answers.
+const ASK_FIRST: Duration = Duration::from_secs(1);
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Replicas asked at once.
 const ASK_AT_ONCE: usize = 16;
 /// Models believed of one replica, and bytes read to learn them.
 const MODELS_MAX: usize = 1024;
-const MODELS_BYTES_MAX: u64 = 4 << 20;
+const ANSWER_BYTES_MAX: u64 = 4 << 20;
 
 /// Loads the configuration anew.
 pub type Reload = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
@@ -31,7 +35,7 @@ pub type Reload = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
 pub(super) struct Control {
     core: Arc<Core>,
     registry: Mutex<Registry>,
-    discovered: Mutex<HashMap<String, Vec<String>>>,
+    discovered: Mutex<HashMap<String, Discovered>>,
     reload: Option<Reload>,
 }
 
@@ -80,7 +84,13 @@ impl Control {
                 }
                 _ = unknown.tick() => {
                     self.resolve_missing().await;
-                    self.discover(false).await;
+                    if self.core.asked.load(Relaxed) {
+                        self.discover(false).await;
+                    } else {
+                        // Whoever has not answered by then is asked again later, and holds nobody up.
+                        let _late = tokio::time::timeout(ASK_FIRST, self.discover(false)).await;
+                        self.core.asked.store(true, Relaxed);
+                    }
                 }
                 _ = refresh.tick() => {
                     self.resolve().await;
@@ -173,15 +183,16 @@ impl Control {
         }
     }
 
-    /// Asks replicas without configured models what they serve; those that have said so only when `again`.
+    /// Asks replicas what they are and serve; those that have said so only when `again`.
     async fn discover(&self, again: bool) {
         let snapshot = self.core.snapshot.load_full();
         let addresses = self.core.addresses.load_full();
+        let known: HashSet<String> = self.discovered.lock().keys().cloned().collect();
         let asked: Vec<_> = snapshot
             .fleet
             .replicas
             .iter()
-            .filter(|replica| replica.config.models.is_empty() && (again || replica.models.is_none()))
+            .filter(|replica| again || !known.contains(&replica.config.id))
             .filter_map(|replica| Some((replica.config.id.clone(), addresses.get(replica.slot)?)))
             .collect();
         let mut changed = false;
@@ -189,11 +200,11 @@ impl Control {
             let asking: Vec<_> = group
                 .iter()
                 .cloned()
-                .map(|(id, address)| tokio::task::spawn_blocking(move || ask(address).map(|models| (id, models))))
+                .map(|(id, address)| tokio::task::spawn_blocking(move || ask(address).map(|said| (id, said))))
                 .collect();
             for answer in asking {
-                if let Ok(Some((id, models))) = answer.await {
-                    changed |= self.note_models(id, models);
+                if let Ok(Some((id, said))) = answer.await {
+                    changed |= self.note(id, said);
                 }
             }
         }
@@ -202,13 +213,13 @@ impl Control {
         }
     }
 
-    /// Takes down what a replica serves; true when that is news.
-    fn note_models(&self, id: String, models: Vec<String>) -> bool {
+    /// Takes down what a replica says; true when that is news.
+    fn note(&self, id: String, said: Discovered) -> bool {
         let mut discovered = self.discovered.lock();
-        let is_news = discovered.get(&id) != Some(&models);
+        let is_news = discovered.get(&id) != Some(&said);
         if is_news {
-            tracing::info!(replica = id, ?models, "replica says what it serves");
-            discovered.insert(id, models);
+            tracing::info!(replica = id, models = ?said.models, engine = said.engine.as_str(), slots = said.slots, "replica says what it is");
+            discovered.insert(id, said);
         }
         is_news
     }
@@ -220,15 +231,24 @@ fn look_up(authority: &str) -> Option<SocketAddr> {
     v4.or_else(|| found.first()).copied()
 }
 
-/// `GET /v1/models`; `None` unless the answer names at least one.
-fn ask(address: SocketAddr) -> Option<Vec<String>> {
+/// `GET /v1/models`, and of llama.cpp `GET /props`; `None` while there is no answer.
+fn ask(address: SocketAddr) -> Option<Discovered> {
     let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(ASK_TIMEOUT)).build().into();
-    let mut answer = agent.get(format!("http://{address}/v1/models")).call().ok()?;
-    let body = answer.body_mut().with_config().limit(MODELS_BYTES_MAX).read_to_vec().ok()?;
-    let listed: serde_json::Value = serde_json::from_slice(&body).ok()?;
-    let ids = listed.get("data")?.as_array()?.iter().filter_map(|model| Some(model.get("id")?.as_str()?.to_owned()));
-    let mut models: Vec<String> = ids.take(MODELS_MAX).collect();
+    let get = |path: &str| -> Option<Value> {
+        let mut answer = agent.get(format!("http://{address}{path}")).call().ok()?;
+        let body = answer.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().ok()?;
+        serde_json::from_slice(&body).ok()
+    };
+    let listed = get("/v1/models")?;
+    let listed = listed.get("data")?.as_array()?;
+    let mut models: Vec<String> =
+        listed.iter().filter_map(|model| Some(model.get("id")?.as_str()?.to_owned())).take(MODELS_MAX).collect();
     models.sort();
     models.dedup();
-    (!models.is_empty()).then_some(models)
+    let is_llama = listed.iter().any(|model| model.get("owned_by").and_then(Value::as_str) == Some("llamacpp"));
+    if !is_llama {
+        return Some(Discovered { models, ..Discovered::default() });
+    }
+    let slots = get("/props").and_then(|props| props.get("total_slots")?.as_u64()?.try_into().ok());
+    Some(Discovered { models, engine: Engine::LlamaCpp, slots: slots.filter(|slots| *slots > 0) })
 }

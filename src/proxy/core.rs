@@ -55,6 +55,8 @@ pub struct Core {
     pub rings: Vec<Arc<Ring>>,
     /// Cells in every column.
     pub slots_max: usize,
+    /// True once every replica has been asked what it serves, or has had the time to say: `/readyz` waits for that.
+    pub asked: AtomicBool,
     /// True once the process is stopping: `/readyz` says so.
     pub stopping: AtomicBool,
     /// The last reload's error, for `/config`.
@@ -86,6 +88,7 @@ impl Core {
             reload_error: ArcSwap::default(),
             shared,
             slots_max,
+            asked: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),

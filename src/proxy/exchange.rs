@@ -9,10 +9,11 @@ use super::respond::{self, Dialect};
 use super::shard::Shard;
 use super::{headers, route};
 use crate::clock::Now;
+use crate::health::HealthState;
 use crate::parse::answer::AnswerReader;
 use crate::parse::usage::Usage;
 use crate::parse::{Api, splice_model};
-use crate::pipeline::{self, Hints, Placement, Snapshot};
+use crate::pipeline::{self, Hints, Placement, Snapshot, Underway};
 use crate::reject::Reject;
 use crate::telemetry::record::{Ending, Record};
 use pingora_core::protocols::http::ServerSession;
@@ -28,13 +29,26 @@ struct Outcome {
     status: u16,
     reject: Option<Reject>,
     seen: Option<Seen>,
-    /// The client's connection can take another request.
-    reusable: bool,
+    /// What the client's connection is good for now.
+    then: Then,
+}
+
+/// What is left to do once a request is on record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// The connection can take another request.
+    Reuse,
+    /// It cannot.
+    Close,
+    /// The client has yet to be told why there is no answer; its body was read.
+    Tell,
+    /// The same, but its body was not read.
+    TellAndClose,
 }
 
 impl Outcome {
-    const fn rejected(placement: Option<Placement>, reject: Reject, reusable: bool) -> Self {
-        Self { placement, status: reject.status(), reject: Some(reject), seen: None, reusable }
+    const fn rejected(placement: Option<Placement>, reject: Reject, then: Then) -> Self {
+        Self { placement, status: reject.status(), reject: Some(reject), seen: None, then }
     }
 }
 
@@ -47,15 +61,45 @@ pub(super) struct Exchange<'e> {
     pub(super) api: Option<Api>,
     pub(super) dialect: Dialect,
     pub(super) started: Now,
+    /// Seconds waited for prefixes under way.
+    pub(super) held_s: f64,
+}
+
+/// How waiting for a prefix ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waited {
+    /// There was nothing to wait for, or it took too long.
+    No,
+    /// Whoever it waited for is done, well or badly.
+    ForOther,
+}
+
+/// A request on its way to a replica.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    at: Now,
+    /// Uncached prompt tokens before its first output token: its own, and those already waiting there.
+    tokens_ahead: u64,
 }
 
 impl Exchange<'_> {
     /// Serves the request. Returns whether the client's connection can take another.
     pub(super) async fn serve(mut self) -> bool {
         let outcome = self.answer().await;
-        let reusable = outcome.reusable;
+        let (then, reject) = (outcome.then, outcome.reject);
+        // A client that has been told may look at the records at once: they come first.
         self.record(outcome);
-        reusable
+        match (then, reject) {
+            (Then::Reuse, _) => true,
+            (Then::Tell, Some(reject)) => respond::reject(self.session, self.dialect, reject).await,
+            (Then::TellAndClose, Some(reject)) => {
+                self.session.set_keepalive(None);
+                respond::reject(self.session, self.dialect, reject).await;
+                body::linger(self.session).await;
+                false
+            }
+            (Then::Close | Then::Tell | Then::TellAndClose, _) => false,
+        }
     }
 
     async fn answer(&mut self) -> Outcome {
@@ -66,26 +110,17 @@ impl Exchange<'_> {
         };
         let body = match body::read(self.session, &self.shard.body_memory, limits).await {
             Ok(body) => body,
-            Err(reject) => return self.refuse_unread(reject).await,
+            Err(Reject::ClientClosed) => return Outcome::rejected(None, Reject::ClientClosed, Then::Close),
+            Err(reject) => return Outcome::rejected(None, reject, Then::TellAndClose),
         };
+        // A body may take a minute to come: what is in force now is what counts.
+        self.snapshot = self.shard.core.snapshot.load_full();
         let placement = match self.decide(&body) {
             Ok(placement) => placement,
-            Err(reject) => {
-                let reusable = respond::reject(self.session, self.dialect, reject).await;
-                return Outcome::rejected(None, reject, reusable);
-            }
+            Err(reject) => return Outcome::rejected(None, reject, Then::Tell),
         };
         let body = self.rewritten(body, &placement);
         self.forward(placement, body).await
-    }
-
-    async fn refuse_unread(&mut self, reject: Reject) -> Outcome {
-        if reject != Reject::ClientClosed {
-            self.session.set_keepalive(None);
-            respond::reject(self.session, self.dialect, reject).await;
-            body::linger(self.session).await;
-        }
-        Outcome::rejected(None, reject, false)
     }
 
     fn decide(&self, body: &Body) -> Result<Placement, Reject> {
@@ -118,14 +153,22 @@ impl Exchange<'_> {
     async fn forward(&mut self, mut placement: Placement, body: Body) -> Outcome {
         self.shard.budget.lock().deposit(&self.snapshot.config.retry, self.started);
         loop {
-            let flight = pipeline::start_flight(&self.shard.core.shared, &placement);
-            let sent_at = self.shard.core.clock.now();
-            let tried = self.attempt(&placement, &body).await;
+            let now = self.shard.core.clock.now();
+            let mut underway = Underway::begin(&self.shard.core.shared, &self.snapshot, &placement, now);
+            let waited = self.wait_for_prefix(&mut underway).await;
+            if waited == Some(Waited::ForOther) && self.leave_ejected(&mut placement) {
+                continue;
+            }
+            let sent = self.sent(&placement);
+            let tried = match waited {
+                Some(_) => self.attempt(&placement, &body, &mut underway).await,
+                None => None,
+            };
             let shared = &self.shard.core.shared;
             let failure = match tried {
                 None => {
-                    shared.retract(&placement);
-                    return Outcome::rejected(Some(placement), Reject::ClientClosed, false);
+                    self.left_early(&placement, &underway);
+                    return Outcome::rejected(Some(placement), Reject::ClientClosed, Then::Close);
                 }
                 Some(Ok(answer)) => {
                     let status = answer.head.status.as_u16();
@@ -133,49 +176,131 @@ impl Exchange<'_> {
                     if status >= 400 {
                         shared.retract(&placement);
                     }
-                    if retryable(status) && self.elsewhere(&mut placement) {
+                    if self.may_repeat(status) && self.elsewhere(&mut placement) {
                         continue;
                     }
                     drop(body);
-                    return self.relay(placement, answer, flight, sent_at).await;
+                    return self.relay(placement, answer, underway, sent).await;
                 }
                 Some(Err(failure)) => failure,
             };
             self.shard.metrics.upstream_failures.with_label_values(&[failure.reject.code()]).inc();
             self.note_failure(&placement);
             shared.retract(&placement);
-            drop(flight);
-            if !failure.elsewhere || !self.elsewhere(&mut placement) {
-                let reusable = respond::reject(self.session, self.dialect, failure.reject).await;
-                return Outcome::rejected(Some(placement), failure.reject, reusable);
+            if failure.is_down {
+                shared.index.forget(placement.decision.chosen.slot);
+            }
+            drop(underway);
+            let may_move = failure.elsewhere && (self.is_repeatable() || failure.reject == Reject::UpstreamConnect);
+            if !may_move || !self.elsewhere(&mut placement) {
+                return Outcome::rejected(Some(placement), failure.reject, Then::Tell);
             }
         }
     }
 
+    /// A request that may run twice: inference always may, other paths where their method says so.
+    fn is_repeatable(&self) -> bool {
+        self.api.is_some() || self.session.req_header().method.is_idempotent()
+    }
+
+    /// An answer that another replica may better.
+    fn may_repeat(&self, status: u16) -> bool {
+        (status == 429 || status >= 500) && self.is_repeatable()
+    }
+
+    /// The client left before the first byte. A replica that has been silent for far too long by then is suspect: clients
+    /// with little patience must not hide that it hangs.
+    fn left_early(&self, placement: &Placement, underway: &Underway) {
+        let now = self.shard.core.clock.now();
+        if underway.is_overdue(now) {
+            self.note_failure(placement);
+        }
+        if !underway.is_prefilled(now) {
+            self.shard.core.shared.retract(placement);
+        }
+    }
+
+    /// Whoever this request waited for has found its replica failing: moves it elsewhere, at no cost to the budget.
+    fn leave_ejected(&self, placement: &mut Placement) -> bool {
+        let core = &self.shard.core;
+        let now = core.clock.now();
+        if core.shared.health.state(placement.decision.chosen.slot, now) != HealthState::Ejected {
+            return false;
+        }
+        core.shared.retract(placement);
+        self.shard.decider.lock().place_again(&core.shared, &self.snapshot, placement, now).is_ok()
+    }
+
     /// One attempt; `None` when the client left meanwhile.
-    async fn attempt(&mut self, placement: &Placement, body: &Body) -> Option<Result<Answer, Failure>> {
+    async fn attempt(
+        &mut self,
+        placement: &Placement,
+        body: &Body,
+        underway: &mut Underway,
+    ) -> Option<Result<Answer, Failure>> {
         let slot = placement.decision.chosen.slot;
         let Some((replica, address)) =
             self.snapshot.fleet.replica(slot).zip(self.shard.core.addresses.load().get(slot))
         else {
-            return Some(Err(Failure { reject: Reject::UpstreamConnect, elsewhere: true }));
+            return Some(Err(Failure { reject: Reject::UpstreamConnect, elsewhere: true, is_down: false }));
         };
         let head = self.session.req_header().clone();
         let has_body = !body.bytes.is_empty() || head.method == http::Method::POST;
         let outbound =
             Outbound { head: &head, body: has_body.then_some(&body.bytes), authority: &replica.authority, address };
-        let attempt = forward::attempt(&self.shard.connector, &outbound, &self.snapshot.config.timeouts);
-        tokio::select! {
-            biased;
-            tried = attempt => Some(tried),
-            _left = self.session.read_body_or_idle(true) => None,
+        // Boxed, so that its memory is gone while the answer streams.
+        let mut attempt = Box::pin(forward::attempt(&self.shard.connector, &outbound, &self.snapshot.config.timeouts));
+        loop {
+            let prefilled = self.until(underway.prefilled_by());
+            tokio::select! {
+                biased;
+                tried = &mut attempt => return Some(tried),
+                _left = self.session.read_body_or_idle(true) => return None,
+                () = prefilled => underway.prefilled(),
+            }
         }
+    }
+
+    /// Waits until the prefix that this request reuses has been computed, where that is still under way; `None` when
+    /// the client left meanwhile.
+    async fn wait_for_prefix(&mut self, underway: &mut Underway) -> Option<Waited> {
+        let Some(awaited) = underway.take_awaited() else { return Some(Waited::No) };
+        let before = self.shard.core.clock.now();
+        let too_long = self.until(Some(awaited.until));
+        let waited = tokio::select! {
+            () = awaited.ticket.over() => Some(Waited::ForOther),
+            () = too_long => Some(Waited::No),
+            _left = self.session.read_body_or_idle(true) => None,
+        };
+        self.held_s += self.shard.core.clock.now().seconds_since(before);
+        self.shard.metrics.prefix_wait.observe(self.held_s);
+        waited
+    }
+
+    /// Resolves at `when`; never, if there is no such time.
+    fn until(&self, when: Option<Now>) -> impl Future<Output = ()> + Send + use<> {
+        let wait = when.map(|when| when.since(self.shard.core.clock.now()));
+        async move {
+            match wait {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// What stands before the first token at the moment the request is sent.
+    fn sent(&self, placement: &Placement) -> Sent {
+        let slot = placement.decision.chosen.slot;
+        Sent { at: self.shard.core.clock.now(), tokens_ahead: self.shard.core.shared.load.prefill_tokens(slot) }
     }
 
     /// Moves the request to another replica, if attempts, budget and fleet allow it.
     fn elsewhere(&self, placement: &mut Placement) -> bool {
         let retry = &self.snapshot.config.retry;
-        if placement.attempts() >= usize::from(retry.attempts).min(pipeline::ATTEMPTS_MAX) {
+        let members =
+            self.snapshot.fleet.pools.get(usize::from(placement.decision.pool.0)).map_or(0, |p| p.members.len());
+        let most = usize::from(retry.attempts).min(pipeline::ATTEMPTS_MAX).min(members);
+        if placement.attempts() >= most {
             return false;
         }
         let now = self.shard.core.clock.now();
@@ -195,7 +320,8 @@ impl Exchange<'_> {
     fn judge(&self, placement: &Placement, status: u16) {
         match status {
             500.. => self.note_failure(placement),
-            429 => {}
+            // A success is one when the whole answer has come.
+            429 | ..300 => {}
             _ => self.shard.core.shared.health.succeeded(placement.decision.chosen.slot),
         }
     }
@@ -206,44 +332,43 @@ impl Exchange<'_> {
         let peers = self.snapshot.fleet.pools.get(usize::from(placement.decision.pool.0));
         let peers = peers.map_or(&[][..], |pool| &pool.members);
         if core.shared.health.failed(slot, peers, &self.snapshot.config.ejection, core.clock.now()) {
-            let replica = self.snapshot.fleet.replica(slot).map_or("?", |replica| &replica.config.id);
+            let replica = self.replica_name(placement);
             tracing::warn!(replica, "replica ejected: it keeps failing");
             self.shard.metrics.ejections.inc();
         }
     }
 
-    async fn relay(
-        &mut self,
-        placement: Placement,
-        answer: Answer,
-        mut flight: crate::load::Flight,
-        sent_at: Now,
-    ) -> Outcome {
+    fn replica_name(&self, placement: &Placement) -> &str {
+        self.snapshot.fleet.replica(placement.decision.chosen.slot).map_or("?", |replica| &replica.config.id)
+    }
+
+    async fn relay(&mut self, placement: Placement, answer: Answer, mut underway: Underway, sent: Sent) -> Outcome {
         let status = answer.head.status.as_u16();
         let is_stream = is_event_stream(&answer.head);
         let head = match self.client_head(&placement, &answer) {
             Ok(head) => head,
-            Err(reject) => {
-                let reusable = respond::reject(self.session, self.dialect, reject).await;
-                return Outcome::rejected(Some(placement), reject, reusable);
-            }
+            Err(reject) => return Outcome::rejected(Some(placement), reject, Then::Tell),
         };
+        let is_plain = !answer.head.headers.contains_key(http::header::CONTENT_ENCODING);
+        let ends_with_connection = !answer.head.headers.contains_key(http::header::CONTENT_LENGTH)
+            && !answer.head.headers.contains_key(http::header::TRANSFER_ENCODING);
         let reader =
             self.api.map(|api| if is_stream { AnswerReader::for_stream(api) } else { AnswerReader::for_json(api) });
         let relay = Relay {
             shard: self.shard,
             session: self.session,
-            flight: &mut flight,
+            underway: &mut underway,
             reader,
             dialect: self.dialect,
             timeouts: &self.snapshot.config.timeouts,
             is_stream,
-            gate: EventGate::default(),
+            gate: (is_stream && is_plain).then(EventGate::default),
+            ends_with_connection,
         };
-        let seen = relay.run(answer, head).await;
-        drop(flight);
+        let seen = Box::pin(relay.run(answer, head)).await;
+        drop(underway);
         if status < 400 {
-            self.learn(&placement, &seen, sent_at);
+            self.learn(&placement, &seen, sent);
         }
         let reject = match seen.end {
             End::Complete => None,
@@ -253,13 +378,12 @@ impl Exchange<'_> {
                 Some(reject)
             }
         };
-        let reusable = seen.end == End::Complete || (is_stream && matches!(seen.end, End::Broken(_)));
-        Outcome { placement: Some(placement), status, reject, seen: Some(seen), reusable }
+        let then = if seen.is_framed { Then::Reuse } else { Then::Close };
+        Outcome { placement: Some(placement), status, reject, seen: Some(seen), then }
     }
 
     fn client_head(&self, placement: &Placement, answer: &Answer) -> Result<ResponseHeader, Reject> {
-        let slot = placement.decision.chosen.slot;
-        let replica = self.snapshot.fleet.replica(slot).map_or("?", |replica| &replica.config.id);
+        let replica = self.replica_name(placement);
         let request = self.session.req_header();
         let has_body = request.method != http::Method::HEAD && !matches!(answer.head.status.as_u16(), 204 | 304);
         let needs_chunked = has_body
@@ -270,36 +394,45 @@ impl Exchange<'_> {
             .map_err(|_unsettable| Reject::UpstreamInvalid)?;
         if request.headers.get("x-emberlane-explain").is_some_and(|value| value.as_bytes() == b"1") {
             let decision = crate::telemetry::record::decision_json(&placement.decision, &self.snapshot).to_string();
-            head.insert_header(DECISION_HEADER, decision).map_err(|_unsettable| Reject::UpstreamInvalid)?;
+            // A header that cannot be set must not cost the answer.
+            let _unsettable = head.insert_header(DECISION_HEADER, decision);
         }
         Ok(head)
     }
 
     /// Tells the pipeline what the answer taught.
-    fn learn(&self, placement: &Placement, seen: &Seen, sent_at: Now) {
+    fn learn(&self, placement: &Placement, seen: &Seen, sent: Sent) {
         let (shared, now) = (&self.shard.core.shared, self.shard.core.clock.now());
-        let total = now.seconds_since(sent_at);
-        if seen.end != End::Complete {
-            if seen.content_events == 0 && seen.bytes == 0 {
-                shared.retract(placement);
-            }
+        let total = now.seconds_since(sent.at);
+        let nothing_came = if seen.is_stream { seen.content_events == 0 } else { seen.bytes == 0 };
+        if seen.told_failure || (seen.end != End::Complete && nothing_came) {
+            shared.retract(placement);
             return;
         }
+        if !matches!(seen.end, End::Broken(_)) {
+            shared.health.succeeded(placement.decision.chosen.slot);
+        }
         shared.confirm(placement);
+        if seen.end != End::Complete {
+            return;
+        }
         shared.rates.learn_service(placement.decision.chosen.slot, total);
         if let Some(first) = seen.first_token {
-            shared.learn_time(placement, 1.0, first.seconds_since(sent_at));
+            shared.learn_time(placement, sent.tokens_ahead, 1, first.seconds_since(sent.at));
         }
         let Usage { prompt_tokens, cached_tokens, output_tokens } = seen.usage;
         if let (Some(tokens), true) = (output_tokens, self.api.is_some_and(Api::leaves_cache)) {
-            #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^52")]
-            shared.learn_time(placement, (tokens as f64).max(1.0), total);
+            shared.learn_time(placement, sent.tokens_ahead, tokens.max(1), total);
         }
         if let (Some(tokens), true) = (prompt_tokens, self.api.is_some_and(Api::leaves_cache)) {
             shared.learn_tokens(&self.snapshot, placement, tokens);
             if let Some(cached) = cached_tokens {
                 let predicted = f64::from(placement.decision.chosen.warm_tokens);
                 self.shard.metrics.cached_tokens(predicted, cached, tokens);
+                if shared.learn_cached(placement, cached) {
+                    let replica = self.replica_name(placement);
+                    tracing::warn!(replica, "replica holds nothing of what it should: taken to have restarted");
+                }
             }
         }
     }
@@ -314,6 +447,7 @@ impl Exchange<'_> {
             ttft_s: outcome.seen.and_then(|seen| seen.first_token).map(|first| first.seconds_since(self.started)),
             usage: outcome.seen.map(|seen| seen.usage).unwrap_or_default(),
             attempts: outcome.placement.as_ref().map_or(0, Placement::attempts),
+            held_s: self.held_s,
         };
         self.shard.metrics.finished(self.api, outcome.placement.as_ref().map(|p| &p.decision), &ending);
         super::access::log(self.shard, &self.snapshot, self.api, outcome.placement.as_ref(), &ending);
@@ -324,10 +458,6 @@ impl Exchange<'_> {
             self.shard.ring.refused(ending);
         }
     }
-}
-
-const fn retryable(status: u16) -> bool {
-    status == 429 || status >= 500
 }
 
 fn is_event_stream(head: &ResponseHeader) -> bool {

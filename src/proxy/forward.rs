@@ -44,6 +44,8 @@ pub(super) struct Failure {
     pub reject: Reject,
     /// The request may go elsewhere: nothing was answered, and waiting was not the reason.
     pub elsewhere: bool,
+    /// Nobody listens there any more: whatever the replica held is gone.
+    pub is_down: bool,
 }
 
 /// What is sent.
@@ -97,7 +99,10 @@ async fn on_connection(
 ) -> (Result<Begun, Failure>, bool) {
     let (mut upstream, reused) = match connector.get_http_session(peer).await {
         Ok(connected) => connected,
-        Err(_unreachable) => return (Err(Failure { reject: Reject::UpstreamConnect, elsewhere: true }), false),
+        Err(error) => {
+            let is_down = *error.etype() == ErrorType::ConnectRefused;
+            return (Err(Failure { reject: Reject::UpstreamConnect, elsewhere: true, is_down }), false);
+        }
     };
     upstream.write_timeout = Some(timeouts.gap);
     upstream.read_timeout = Some(timeouts.first_byte);
@@ -112,23 +117,30 @@ async fn exchange(
     timeouts: &TimeoutConfig,
 ) -> Result<(Box<ResponseHeader>, Option<Bytes>), Failure> {
     let head = headers::upstream_request(outbound.head, outbound.authority, outbound.body.map(Bytes::len))
-        .map_err(|_unsettable| Failure { reject: Reject::Framing, elsewhere: false })?;
+        .map_err(|_unsettable| Failure { reject: Reject::Framing, elsewhere: false, is_down: false })?;
     let sent = send(upstream, head, outbound.body).await;
     if sent.is_err() {
         // It may have answered before it had read everything, and closed: that answer is worth reading.
         upstream.read_timeout = Some(timeouts.connect);
     }
-    let failed = |error: &Error| broken(error, timeouts);
+    let failed = |error: &Error| match sent {
+        Ok(()) => broken(error, timeouts),
+        Err(_) => Failure { reject: Reject::UpstreamClosed, elsewhere: true, is_down: false },
+    };
     let mut interim = 0;
     let head = loop {
         upstream.read_response().await.map_err(|error| failed(&error))?;
-        let head = upstream.resp_header().ok_or(Failure { reject: Reject::UpstreamInvalid, elsewhere: true })?;
+        let head = upstream.resp_header().ok_or(Failure {
+            reject: Reject::UpstreamInvalid,
+            elsewhere: true,
+            is_down: false,
+        })?;
         if !head.status.is_informational() {
             break Box::new(head.clone());
         }
         interim += 1;
         if interim > INTERIM_MAX {
-            return Err(Failure { reject: Reject::UpstreamInvalid, elsewhere: true });
+            return Err(Failure { reject: Reject::UpstreamInvalid, elsewhere: true, is_down: false });
         }
     };
     if !head.status.is_success() {
@@ -152,11 +164,19 @@ async fn send(upstream: &mut HttpSession, head: RequestHeader, body: Option<&Byt
 pub(super) fn broken(error: &Error, timeouts: &TimeoutConfig) -> Failure {
     let kind = error.etype();
     if *kind == ErrorType::ReadTimedout {
-        return Failure { reject: Reject::UpstreamTimeout { limit: timeouts.first_byte }, elsewhere: false };
+        return Failure {
+            reject: Reject::UpstreamTimeout { limit: timeouts.first_byte },
+            elsewhere: false,
+            is_down: false,
+        };
     }
     let garbled = matches!(
         kind,
         ErrorType::InvalidHTTPHeader | ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd" | "InvalidContentLength")
     );
-    Failure { reject: if garbled { Reject::UpstreamInvalid } else { Reject::UpstreamClosed }, elsewhere: true }
+    Failure {
+        reject: if garbled { Reject::UpstreamInvalid } else { Reject::UpstreamClosed },
+        elsewhere: true,
+        is_down: false,
+    }
 }

@@ -7,9 +7,9 @@ use super::respond::Dialect;
 use super::shard::Shard;
 use crate::clock::Now;
 use crate::config::TimeoutConfig;
-use crate::load::Flight;
 use crate::parse::answer::AnswerReader;
 use crate::parse::usage::Usage;
+use crate::pipeline::Underway;
 use crate::reject::Reject;
 use bytes::Bytes;
 use pingora_core::protocols::http::ServerSession;
@@ -37,10 +37,16 @@ pub(super) struct Seen {
     pub first_token: Option<Now>,
     /// When the last one came.
     pub last_token: Option<Now>,
+    /// It is a stream of events.
+    pub is_stream: bool,
     /// Events that held content.
     pub content_events: u64,
     /// What the engine counted.
     pub usage: Usage,
+    /// The engine said, inside a stream that began well, that it failed.
+    pub told_failure: bool,
+    /// The client's connection is where the next answer may begin.
+    pub is_framed: bool,
     /// Body bytes passed.
     pub bytes: u64,
 }
@@ -49,13 +55,16 @@ pub(super) struct Seen {
 pub(super) struct Relay<'r> {
     pub(super) shard: &'r Shard,
     pub(super) session: &'r mut ServerSession,
-    pub(super) flight: &'r mut Flight,
+    pub(super) underway: &'r mut Underway,
     /// `None` for a path that is passed through.
     pub(super) reader: Option<AnswerReader>,
     pub(super) dialect: Dialect,
     pub(super) timeouts: &'r TimeoutConfig,
     pub(super) is_stream: bool,
-    pub(super) gate: EventGate,
+    /// Holds half events back; `None` where the body is no event stream in plain bytes.
+    pub(super) gate: Option<EventGate>,
+    /// The answer's only end is that of its connection, which a crash looks like too.
+    pub(super) ends_with_connection: bool,
 }
 
 impl Relay<'_> {
@@ -68,6 +77,9 @@ impl Relay<'_> {
             last_token: None,
             content_events: 0,
             usage: Usage::default(),
+            is_stream: self.is_stream,
+            told_failure: false,
+            is_framed: false,
             bytes: 0,
         };
         if self.session.write_response_header(Box::new(head)).await.is_ok() {
@@ -76,13 +88,16 @@ impl Relay<'_> {
         seen.usage = self.reader.as_mut().map(AnswerReader::finish).unwrap_or_default();
         match seen.end {
             End::Complete => {
+                seen.is_framed = true;
                 let Answer { upstream, peer, .. } = answer;
                 self.shard.connector.release_http_session(*upstream, &peer, Some(self.timeouts.upstream_idle)).await;
             }
             End::Broken(reject) if self.is_stream => {
-                let event = [self.gate.closing(), &self.dialect.error_event(reject)].concat();
-                // A client that is gone by now has nothing to be told.
-                let _told = self.session.write_response_body(event.into(), true).await;
+                let event =
+                    [self.gate.as_ref().map_or(&b""[..], EventGate::closing), &self.dialect.error_event(reject)]
+                        .concat();
+                // It cannot be written where the replica had announced another length, or the client is gone.
+                seen.is_framed = self.session.write_response_body(event.into(), true).await.is_ok();
             }
             End::Broken(_) | End::ClientLeft => {}
         }
@@ -99,7 +114,10 @@ impl Relay<'_> {
         };
         while let Some(bytes) = chunk {
             self.note(&bytes, seen);
-            let bytes = if self.is_stream { self.gate.pass(bytes) } else { bytes };
+            let bytes = match &mut self.gate {
+                Some(gate) => gate.pass(bytes),
+                None => bytes,
+            };
             if self.session.write_response_body(bytes, false).await.is_err() {
                 return End::ClientLeft;
             }
@@ -108,7 +126,11 @@ impl Relay<'_> {
                 Err(end) => return end,
             };
         }
-        match self.session.write_response_body(self.gate.rest(), true).await {
+        if self.ends_with_connection && self.is_cut_short() {
+            return End::Broken(Reject::UpstreamClosed);
+        }
+        let rest = self.gate.as_mut().map(EventGate::rest).unwrap_or_default();
+        match self.session.write_response_body(rest, true).await {
             Ok(()) => End::Complete,
             Err(_gone) => End::ClientLeft,
         }
@@ -127,11 +149,18 @@ impl Relay<'_> {
         read.map_err(|error| End::Broken(cut_short(&error, self.timeouts)))
     }
 
+    /// The connection ended before the stream had said that it was whole.
+    fn is_cut_short(&self) -> bool {
+        self.is_stream && self.reader.as_ref().is_some_and(|reader| !reader.is_complete())
+    }
+
     fn note(&mut self, bytes: &Bytes, seen: &mut Seen) {
         seen.bytes += bytes.len() as u64;
-        let tokens = self.reader.as_mut().map_or(0, |reader| reader.feed(bytes).tokens);
+        let kind = self.reader.as_mut().map(|reader| reader.feed(bytes)).unwrap_or_default();
+        let tokens = kind.tokens;
+        seen.told_failure |= kind.failed;
         if seen.bytes == bytes.len() as u64 && !self.is_stream {
-            self.flight.prefilled();
+            self.underway.prefilled();
         }
         if tokens == 0 {
             return;
@@ -142,7 +171,7 @@ impl Relay<'_> {
             match seen.last_token {
                 None => {
                     seen.first_token = Some(now);
-                    self.flight.prefilled();
+                    self.underway.prefilled();
                 }
                 Some(before) => {
                     self.shard.metrics.inter_token.observe(now.seconds_since(before) / f64::from(tokens));

@@ -68,6 +68,9 @@ impl Dialect {
 pub(super) async fn reject(session: &mut ServerSession, dialect: Dialect, reject: Reject) -> bool {
     let body = dialect.error_body(reject);
     let mut headers = vec![("content-type", "application/json".to_owned())];
+    if reject == Reject::MethodNotAllowed {
+        headers.push(("allow", "POST".to_owned()));
+    }
     if let Some(wait) = reject.retry_after() {
         headers.push(("retry-after", wait.as_secs().max(1).to_string()));
     }

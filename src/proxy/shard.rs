@@ -60,6 +60,7 @@ impl Shard {
         let decider = Decider::new(&snapshot.config, core.slots_max, index as u64, count as u64, fastrand::u64(..));
         let mut options = HttpServerOptions::default();
         options.h2c = true;
+        options.h2_idle_timeout = Some(snapshot.config.timeouts.client_idle);
         Self {
             connector: Connector::new(Some(ConnectorOptions::new(UPSTREAM_POOL))),
             decider: Mutex::new(decider),
@@ -143,7 +144,7 @@ impl Shard {
             Ok(own) => return self.answer(session, &snapshot, own, dialect).await,
             Err(reject) => return self.refuse(session, dialect, reject).await,
         };
-        Exchange { shard: self, session, snapshot, api, dialect, started }.serve().await
+        Exchange { shard: self, session, snapshot, api, dialect, started, held_s: 0.0 }.serve().await
     }
 
     async fn answer(&self, session: &mut ServerSession, snapshot: &Snapshot, route: Route, dialect: Dialect) -> bool {
@@ -164,7 +165,10 @@ impl Shard {
     }
 
     async fn refuse(&self, session: &mut ServerSession, dialect: Dialect, reject: Reject) -> bool {
-        self.metrics.rejected(reject);
+        self.metrics.refused_route(reject);
+        if session.is_body_empty() {
+            return respond::reject(session, dialect, reject).await;
+        }
         session.set_keepalive(None);
         respond::reject(session, dialect, reject).await;
         body::linger(session).await;
@@ -184,10 +188,13 @@ impl HttpServerApp for Shard {
         let timeouts = self.core.snapshot.load().config.timeouts;
         session.set_read_timeout(Some(timeouts.body));
         session.set_write_timeout(Some(timeouts.gap));
-        self.next_request(&mut session, shutdown).await?;
+        let limit = timeouts.client_idle + timeouts.body;
+        tokio::time::timeout(limit, self.next_request(&mut session, shutdown)).await.ok()??;
         let busy = self.core.open_request();
         let stopping = *shutdown.borrow();
-        session.set_keepalive((!stopping).then_some(timeouts.client_idle.as_secs().max(1)));
+        // What the client does not want (HTTP/1.0, `Connection: close`) stays off.
+        let keeps = session.get_keepalive().is_some() && !stopping;
+        session.set_keepalive(keeps.then_some(timeouts.client_idle.as_secs().max(1)));
         let reusable = self.serve(&mut session).await;
         drop(busy);
         if !reusable {

@@ -85,12 +85,11 @@ mod tests {
         std::thread::scope(|scope| {
             for start in 0..2 {
                 let table = &table;
-                scope.spawn(move || {
-                    for line in table.lines().iter().skip(start).step_by(2) {
-                        prefetch(line);
-                        line.0[start].fetch_add(1, Relaxed);
-                    }
-                });
+                let write = move |line: &Line| {
+                    prefetch(line);
+                    line.0[start].fetch_add(1, Relaxed);
+                };
+                scope.spawn(move || table.lines().iter().skip(start).step_by(2).for_each(write));
             }
         });
         let sum: u64 = table.lines().iter().flat_map(|line| &line.0).map(|word| word.load(Relaxed)).sum();

@@ -60,6 +60,9 @@ impl Admin {
         if snapshot.fleet.replicas.is_empty() {
             return text(503, "no replicas\n");
         }
+        if !self.core.asked.load(Relaxed) {
+            return text(503, "replicas are being asked what they serve\n");
+        }
         text(200, "ready\n")
     }
 
@@ -84,12 +87,14 @@ impl Admin {
             let limits = snapshot.limits(slot);
             let resident = core.shared.index.resident_blocks(slot);
             let in_flight = core.shared.load.in_flight(slot);
-            let running = replica.config.slots.map_or(in_flight, |slots| in_flight.min(slots));
+            let running = replica.slots.map_or(in_flight, |slots| in_flight.min(slots));
             json!({
                 "id": replica.config.id,
                 "url": replica.config.url.as_str(),
                 "address": addresses.get(slot).map(|address| address.to_string()),
                 "models": replica.models,
+                "engine": replica.engine.as_str(),
+                "slots": replica.slots,
                 "state": core.shared.health.state(slot, now).as_str(),
                 "in_flight": in_flight,
                 "running": running,

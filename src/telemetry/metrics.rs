@@ -41,6 +41,7 @@ pub struct Metrics {
     ttft: Histogram,
     duration: Histogram,
     inter_token: Histogram,
+    prefix_wait: Histogram,
     prompt_tokens: IntCounter,
     cached_tokens: IntCounter,
     predicted_cached_tokens: IntCounter,
@@ -96,6 +97,11 @@ impl Metrics {
             ttft: histogram("emberlane_time_to_first_token_seconds", "From the request's head.", &WAIT_BUCKETS),
             duration: histogram("emberlane_request_seconds", "From a request's head to its end.", &WAIT_BUCKETS),
             inter_token: histogram("emberlane_inter_token_seconds", "Between content events.", &GAP_BUCKETS),
+            prefix_wait: histogram(
+                "emberlane_prefix_wait_seconds",
+                "Waits for a prefix that another request was having computed, before sending.",
+                &WAIT_BUCKETS,
+            ),
             prompt_tokens: counter("emberlane_prompt_tokens_total", "Prompt tokens, as engines counted them."),
             cached_tokens: counter("emberlane_cached_tokens_total", "Prompt tokens that engines reused."),
             predicted_cached_tokens: counter(
@@ -130,6 +136,7 @@ impl Metrics {
             ttft: self.ttft.clone(),
             duration: self.duration.clone(),
             inter_token: self.inter_token.clone(),
+            prefix_wait: self.prefix_wait.clone(),
             prompt_tokens: self.prompt_tokens.clone(),
             cached: self.cached_tokens.clone(),
             predicted: self.predicted_cached_tokens.clone(),
@@ -170,6 +177,8 @@ pub struct ShardMetrics {
     duration: Histogram,
     /// Time between content events.
     pub inter_token: Histogram,
+    /// Waits for a prefix under way.
+    pub prefix_wait: Histogram,
     prompt_tokens: IntCounter,
     cached: IntCounter,
     predicted: IntCounter,
@@ -189,6 +198,12 @@ impl ShardMetrics {
     /// A request was refused before it was decided.
     pub fn rejected(&self, reject: Reject) {
         self.rejects.with_label_values(&[reject.code()]).inc();
+    }
+
+    /// A request that no route takes.
+    pub fn refused_route(&self, reject: Reject) {
+        self.rejected(reject);
+        self.request_family.with_label_values(&["none", &reject.status().to_string()]).inc();
     }
 
     /// An engine said how many tokens of a prompt it reused.

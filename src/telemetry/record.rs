@@ -25,6 +25,8 @@ pub struct Ending {
     pub usage: Usage,
     /// Replicas tried.
     pub attempts: usize,
+    /// Seconds waited, before it was sent, for a prefix under way.
+    pub held_s: f64,
 }
 
 /// One request: what was decided and what came of it.
@@ -153,6 +155,7 @@ pub fn ending_json(ending: &Ending) -> Value {
         "code": ending.reject.map(Reject::code),
         "attempts": ending.attempts,
         "ttft_ms": ending.ttft_s.map(|s| round(s * 1e3, 3)),
+        "held_ms": round(ending.held_s * 1e3, 3),
         "total_ms": round(ending.total_s * 1e3, 3),
         "prompt_tokens": ending.usage.prompt_tokens,
         "cached_tokens": ending.usage.cached_tokens,

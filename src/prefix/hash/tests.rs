@@ -17,6 +17,7 @@ fn chain(hasher: &PrefixHasher, root: u64, bytes: &[u8]) -> Vec<BlockHash> {
 }
 
 /// Calls `check` with the oracle's and every other available kernel's hasher.
+#[expect(clippy::print_stdout, reason = "says what was not tested")]
 fn for_each_kernel(seed: u64, mut check: impl FnMut(&PrefixHasher, &PrefixHasher)) {
     let oracle = PrefixHasher::with_kernel(seed, Kernel::Scalar).unwrap();
     for kernel in Kernel::ALL {

@@ -103,7 +103,6 @@ impl Holder {
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "12 bits")]
     pub(super) const fn slot(self) -> ReplicaSlot {
         ReplicaSlot((self.0 >> STAMP_BITS) as u16)
     }

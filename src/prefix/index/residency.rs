@@ -126,6 +126,12 @@ impl Residency {
         !holder.is_empty() && self.window(holder.slot()).is_some_and(|window| window.is_live(holder.stamp()))
     }
 
+    /// As [`Residency::is_live`], for a stamp of which 16 bits were kept.
+    #[inline(always)]
+    pub(super) fn is_live_short(&self, slot: ReplicaSlot, stamp: u16) -> bool {
+        self.window(slot).is_some_and(|window| window.is_live_short(stamp))
+    }
+
     /// How much of its replica's window lies after the holder's last use: 0 (just now) to 255; 256 when dead.
     pub(super) fn age(&self, holder: Holder) -> u32 {
         match self.window(holder.slot()) {

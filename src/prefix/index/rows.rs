@@ -190,16 +190,16 @@ impl<'t> Row<'t> {
         self.word(slot).is_some_and(|(word, shift)| stamp_at(word.load(Acquire), shift) != 0)
     }
 
-    /// Calls `visit` with every slot that has a stamp, and the stamp.
+    /// Calls `visit` with every slot whose stamp `is_live`.
     #[inline(always)]
-    pub(super) fn for_each(self, mut visit: impl FnMut(ReplicaSlot, u16)) {
+    pub(super) fn for_each(self, is_live: impl Fn(ReplicaSlot, u16) -> bool, mut visit: impl FnMut(ReplicaSlot)) {
         for (first, word) in (0..).step_by(LANES).zip(self.words()) {
             let mut stamps = word.load(Relaxed);
             let mut slot = first;
             while stamps != 0 {
                 let stamp = stamp_at(stamps, 0);
-                if stamp != 0 {
-                    visit(ReplicaSlot(slot), stamp);
+                if stamp != 0 && is_live(ReplicaSlot(slot), stamp) {
+                    visit(ReplicaSlot(slot));
                 }
                 stamps >>= 16;
                 slot += 1;

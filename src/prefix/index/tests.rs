@@ -371,6 +371,25 @@ fn clocks_may_wrap() {
     }
 }
 
+/// Calls at random, from one thread.
+fn anything(index: &PrefixIndex, chains: &[Vec<BlockHash>], seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut found = WarmDepths::new(64);
+    for _ in 0..4000 {
+        let (replica, chain) = (slot(random.u16(..64)), &chains[random.usize(..chains.len())]);
+        match random.u32(..100) {
+            0 => index.forget(replica),
+            1 => index.set_capacity(replica, random.u64(50..5000)),
+            2..10 => index.retract(replica, chain, random.usize(..100)),
+            10..50 => {
+                index.lookup(chain, &mut found);
+                assert!(found.as_slice().iter().all(|depth| *depth <= 100));
+            }
+            _ => index.record(replica, &chain[..random.usize(1..=100)]),
+        }
+    }
+}
+
 #[test]
 fn threads_may_do_anything_at_once() {
     let index = PrefixIndex::new(1 << 20, 64).unwrap();
@@ -378,23 +397,7 @@ fn threads_may_do_anything_at_once() {
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let (index, chains) = (&index, &chains);
-            scope.spawn(move || {
-                let mut random = fastrand::Rng::with_seed(thread);
-                let mut found = WarmDepths::new(64);
-                for _ in 0..4000 {
-                    let (replica, chain) = (slot(random.u16(..64)), random.choice(chains).unwrap());
-                    match random.u32(..100) {
-                        0 => index.forget(replica),
-                        1 => index.set_capacity(replica, random.u64(50..5000)),
-                        2..10 => index.retract(replica, chain, random.usize(..100)),
-                        10..50 => {
-                            index.lookup(chain, &mut found);
-                            assert!(found.as_slice().iter().all(|depth| *depth <= 100));
-                        }
-                        _ => index.record(replica, &chain[..random.usize(1..=100)]),
-                    }
-                }
-            });
+            scope.spawn(move || anything(index, chains, thread));
         }
     });
     // Once it is quiet, the index is right again.

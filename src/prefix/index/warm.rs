@@ -7,7 +7,7 @@ use crate::id::ReplicaSlot;
 pub struct WarmDepths {
     depths: Box<[u32]>,
     /// Which probes of the first round found the replica; see `search`.
-    pub(super) seen: Box<[u16]>,
+    pub(super) seen: Box<[u32]>,
     touched: Vec<ReplicaSlot>,
 }
 
@@ -52,7 +52,7 @@ impl WarmDepths {
 
     /// Raises `slot` to `depth` and notes `seen` bits. Returns what the depth was.
     #[inline(always)]
-    pub(super) fn raise(&mut self, slot: ReplicaSlot, depth: u32, seen: u16) -> u32 {
+    pub(super) fn raise(&mut self, slot: ReplicaSlot, depth: u32, seen: u32) -> u32 {
         let index = slot.index();
         let Some(held) = self.depths.get_mut(index) else { return u32::MAX };
         self.seen[index] |= seen;
@@ -67,7 +67,7 @@ impl WarmDepths {
     }
 
     /// Lowers every touched slot to what `judge` makes of its depth and seen bits; slots at zero are dropped.
-    pub(super) fn settle(&mut self, judge: impl Fn(u32, u16) -> u32) {
+    pub(super) fn settle(&mut self, judge: impl Fn(u32, u32) -> u32) {
         let (depths, seen) = (&mut self.depths, &mut self.seen);
         self.touched.retain(|slot| {
             let index = slot.index();

@@ -1,0 +1,118 @@
+//! A placed request while it is at its replica: counted as in flight, announced as a prefill that others may build on,
+//! and, where its own warm prefix is still being computed, told to wait for that.
+
+use super::{Placement, Shared, Snapshot};
+use crate::clock::Now;
+use crate::load::Flight;
+use crate::prefix::pending::{Announcement, Awaited, Claim};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Prefills of fewer blocks are not announced: computing them again costs less than waiting.
+const ANNOUNCED_BLOCKS_MIN: usize = 4;
+/// How far an expected time may be off: once rates are learned, and before.
+const SLACK_LEARNED: f64 = 1.5;
+const SLACK_UNKNOWN: f64 = 4.0;
+const SLACK_LEAST: Duration = Duration::from_millis(50);
+/// Silence beyond what was expected that makes a replica suspect.
+const OVERDUE: Duration = Duration::from_secs(10);
+/// Output tokens allowed for when an answer comes all at once, and its prefill is over only when the answer is there.
+const OUTPUT_TOKENS_SHORT: u32 = 32;
+
+/// One request at one replica. Dropping it, however it ends, takes all of it back.
+#[derive(Debug)]
+pub struct Underway {
+    flight: Flight,
+    announcement: Option<Announcement>,
+    awaited: Option<Awaited>,
+    /// What it uses stays in use until it ends.
+    is_slotted: bool,
+    prefilled_by: Option<Now>,
+    /// When the prefill should be over, with some slack.
+    until: Now,
+    is_over: bool,
+}
+
+impl Underway {
+    /// Counts and announces `placement` where it was placed.
+    #[must_use]
+    pub fn begin(shared: &Arc<Shared>, snapshot: &Snapshot, placement: &Placement, now: Now) -> Self {
+        let chosen = &placement.decision.chosen;
+        let flight = Flight::start(&shared.load, chosen.slot, chosen.uncached_tokens());
+        let until = expected_end(shared, placement, now);
+        let (chain, held) = (placement.chain.as_slice(), placement.held_blocks);
+        let is_slotted = snapshot.limits(chosen.slot).is_slotted;
+        let (mut awaited, mut announcement) = (None, None);
+        if snapshot.policy.is_priced() && chain.len() >= ANNOUNCED_BLOCKS_MIN {
+            if !is_slotted || chosen.prefix_wait_s > 0.0 {
+                awaited = shared.pending.find(chosen.slot, chain, held, now);
+            }
+            let claim = match chain.get(held) {
+                _ if is_slotted => Some(Claim::Slot(chain.into())),
+                Some(first) if chain.len() - held >= ANNOUNCED_BLOCKS_MIN => {
+                    Some(Claim::Prefill { depth: held, hash: *first })
+                }
+                _ => None,
+            };
+            announcement = claim.and_then(|claim| shared.pending.announce(chosen.slot, claim, until));
+        }
+        Self {
+            flight,
+            announcement,
+            awaited,
+            is_slotted,
+            prefilled_by: (!placement.stream).then_some(until),
+            until,
+            is_over: false,
+        }
+    }
+
+    /// The prefill under way that this request should wait for, once.
+    pub const fn take_awaited(&mut self) -> Option<Awaited> {
+        self.awaited.take()
+    }
+
+    /// When the prefill is held to be over although nothing has been heard: for answers that come all at once.
+    #[must_use]
+    pub const fn prefilled_by(&self) -> Option<Now> {
+        self.prefilled_by
+    }
+
+    /// The prefill is over, for all that is known at `now`.
+    #[must_use]
+    pub fn is_prefilled(&self, now: Now) -> bool {
+        self.is_over || now >= self.until
+    }
+
+    /// At `now` nothing has been heard for far longer than was expected.
+    #[must_use]
+    pub fn is_overdue(&self, now: Now) -> bool {
+        !self.is_over && now > self.until.plus(OVERDUE)
+    }
+
+    /// The prefill is over: its tokens no longer stand before others, and those who waited for it go on.
+    pub fn prefilled(&mut self) {
+        self.flight.prefilled();
+        self.is_over = true;
+        self.prefilled_by = None;
+        if !self.is_slotted {
+            self.announcement = None;
+        }
+    }
+}
+
+/// When the prefill should be over, with some slack.
+fn expected_end(shared: &Shared, placement: &Placement, now: Now) -> Now {
+    let chosen = &placement.decision.chosen;
+    let rates = shared.rates.rates(chosen.slot);
+    let output_tokens = if placement.stream {
+        1
+    } else {
+        placement.output_tokens_max.unwrap_or(OUTPUT_TOKENS_SHORT).min(OUTPUT_TOKENS_SHORT)
+    };
+    let expected = f64::from(chosen.wait_s)
+        + f64::from(chosen.prefill_s)
+        + f64::from(output_tokens) * f64::from(rates.decode_s_per_token);
+    let slack = if shared.rates.is_learned(chosen.slot) { SLACK_LEARNED } else { SLACK_UNKNOWN };
+    now.plus(Duration::from_secs_f64((expected * slack).clamp(0.0, 60.0)) + SLACK_LEAST)
+}
