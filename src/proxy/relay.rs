@@ -132,7 +132,11 @@ impl Relay<'_> {
                 Some(gate) => gate.pass(bytes),
                 None => bytes,
             };
-            if matches!(then, Some(Ok(None))) || upstream.is_body_done() {
+            let is_last = match &then {
+                Some(then) => matches!(then, Ok(None)),
+                None => upstream.is_body_done(),
+            };
+            if is_last {
                 return self.end(bytes).await;
             }
             if self.session.write_response_body(bytes, false).await.is_err() {
