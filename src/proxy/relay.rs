@@ -11,11 +11,18 @@ use crate::parse::answer::AnswerReader;
 use crate::parse::usage::Usage;
 use crate::pipeline::Underway;
 use crate::reject::Reject;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v1::client::HttpSession;
 use pingora_error::Error;
 use pingora_http::ResponseHeader;
+
+/// Most bytes, and most reads, passed in one write.
+const BATCH_BYTES: usize = 32 * 1024;
+const BATCH_READS_MAX: usize = 64;
+
+/// What a read from the replica gave: bytes, or its end, good or bad.
+type Read = Result<Option<Bytes>, End>;
 
 /// How a relay ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,48 +112,107 @@ impl Relay<'_> {
     }
 
     async fn pass(&mut self, answer: &mut Answer, seen: &mut Seen) -> End {
-        let mut chunk = match answer.first.take() {
-            Some(first) => Some(first),
-            None => match self.next(&mut answer.upstream).await {
-                Ok(chunk) => chunk,
-                Err(end) => return end,
+        let upstream = &mut answer.upstream;
+        let mut read = match answer.first.take() {
+            Some(first) => Ok(Some(first)),
+            None => match self.next(upstream).await {
+                Some(read) => read,
+                None => return End::ClientLeft,
             },
         };
-        while let Some(bytes) = chunk {
+        loop {
+            let bytes = match read {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => return self.end(Bytes::new()).await,
+                Err(end) => return end,
+            };
+            let (bytes, then) = self.with_what_is_there(bytes, upstream).await;
             self.note(&bytes, seen);
             let bytes = match &mut self.gate {
                 Some(gate) => gate.pass(bytes),
                 None => bytes,
             };
+            let is_last = match &then {
+                Some(then) => matches!(then, Ok(None)),
+                None => upstream.is_body_done(),
+            };
+            if is_last {
+                return self.end(bytes).await;
+            }
             if self.session.write_response_body(bytes, false).await.is_err() {
                 return End::ClientLeft;
             }
-            chunk = match self.next(&mut answer.upstream).await {
-                Ok(chunk) => chunk,
-                Err(end) => return end,
+            read = match then {
+                Some(then) => then,
+                None => match self.next(upstream).await {
+                    Some(read) => read,
+                    None => return End::ClientLeft,
+                },
             };
-        }
-        if self.ends_with_connection && self.is_cut_short() {
-            return End::Broken(Reject::UpstreamClosed);
-        }
-        let rest = self.gate.as_mut().map(EventGate::rest).unwrap_or_default();
-        match self.session.write_response_body(rest, true).await {
-            Ok(()) => End::Complete,
-            Err(_gone) => End::ClientLeft,
         }
     }
 
-    /// The next bytes from the replica, unless the client leaves first.
-    async fn next(&mut self, upstream: &mut HttpSession) -> Result<Option<Bytes>, End> {
-        if upstream.is_body_done() {
-            return Ok(None);
+    /// `bytes` and all that has come behind them already, so that a burst costs one write; and what came then, if that
+    /// is known. Never waits.
+    async fn with_what_is_there(&self, bytes: Bytes, upstream: &mut HttpSession) -> (Bytes, Option<Read>) {
+        let mut batch: Option<BytesMut> = None;
+        let mut gathered = bytes.len();
+        for _ in 0..BATCH_READS_MAX {
+            if gathered >= BATCH_BYTES || upstream.is_body_done() {
+                break;
+            }
+            let more = tokio::select! {
+                biased;
+                read = upstream.read_body_bytes() => read,
+                () = std::future::ready(()) => break,
+            };
+            match more {
+                Ok(Some(more)) => {
+                    gathered += more.len();
+                    batch.get_or_insert_with(|| BytesMut::from(&bytes[..])).extend_from_slice(&more);
+                }
+                Ok(None) => return (batch.map_or(bytes, BytesMut::freeze), Some(Ok(None))),
+                Err(error) => {
+                    let broken = End::Broken(cut_short(&error, self.timeouts));
+                    return (batch.map_or(bytes, BytesMut::freeze), Some(Err(broken)));
+                }
+            }
         }
-        let read = tokio::select! {
+        (batch.map_or(bytes, BytesMut::freeze), None)
+    }
+
+    /// The next bytes from the replica; `None` when the client leaves first.
+    async fn next(&mut self, upstream: &mut HttpSession) -> Option<Read> {
+        if upstream.is_body_done() {
+            return Some(Ok(None));
+        }
+        tokio::select! {
             biased;
-            read = upstream.read_body_bytes() => read,
-            _left = self.session.read_body_or_idle(true) => return Err(End::ClientLeft),
+            read = upstream.read_body_bytes() => {
+                Some(read.map_err(|error| End::Broken(cut_short(&error, self.timeouts))))
+            }
+            _left = self.session.read_body_or_idle(true) => None,
+        }
+    }
+
+    /// The replica's answer is over: passes its last `bytes` and ends the client's.
+    async fn end(&mut self, bytes: Bytes) -> End {
+        if self.ends_with_connection && self.is_cut_short() {
+            return match self.session.write_response_body(bytes, false).await {
+                Ok(()) => End::Broken(Reject::UpstreamClosed),
+                Err(_gone) => End::ClientLeft,
+            };
+        }
+        let rest = self.gate.as_mut().map(EventGate::rest).unwrap_or_default();
+        let last = match (rest.is_empty(), bytes.is_empty()) {
+            (true, _) => bytes,
+            (false, true) => rest,
+            (false, false) => [bytes, rest].concat().into(),
         };
-        read.map_err(|error| End::Broken(cut_short(&error, self.timeouts)))
+        match self.session.write_response_body(last, true).await {
+            Ok(()) => End::Complete,
+            Err(_gone) => End::ClientLeft,
+        }
     }
 
     /// The connection ended before the stream had said that it was whole.

@@ -1,7 +1,7 @@
 //! A fixed amount of zeroed memory, on huge pages where the kernel gives them, read and written by every core.
 //!
 //! A random read from a large table costs a third with huge pages (the page tables stay in cache). Pages are touched
-//! lazily: what is never written takes no memory.
+//! lazily, or all at once ([`HugeTable::populate`]).
 #![expect(unsafe_code, reason = "views of mapped memory, and prefetch instructions")]
 
 use std::sync::atomic::AtomicU64;
@@ -50,6 +50,18 @@ impl HugeTable {
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<Line>(), self.lines) }
     }
 
+    /// Touches every page, so that no request pays for the first touch. Takes about 0.3 s a GiB and may run beside
+    /// readers and writers. Where the kernel cannot (before Linux 5.14), pages are touched lazily as before.
+    pub fn populate(&self) {
+        #[cfg(target_os = "linux")]
+        for start in (0..self.map.len()).step_by(PAGE_BYTES) {
+            let bytes = PAGE_BYTES.min(self.map.len() - start);
+            if self.map.advise_range(memmap2::Advice::PopulateWrite, start, bytes).is_err() {
+                return;
+            }
+        }
+    }
+
     /// Bytes mapped.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -79,6 +91,7 @@ mod tests {
     fn memory_is_zeroed_aligned_and_shared() {
         let table = HugeTable::new(1000).unwrap();
         assert_eq!(table.lines().len(), 1000);
+        table.populate();
         assert_eq!(table.bytes() % PAGE_BYTES, 0);
         assert_eq!(table.lines().as_ptr().addr() % LINE_BYTES, 0);
         assert!(table.lines().iter().all(|line| line.0.iter().all(|word| word.load(Relaxed) == 0)));
