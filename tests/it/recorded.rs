@@ -20,25 +20,25 @@ fn only_answers_leave_their_prompt_on_record() {
         let mut client = Client::connect(gateway.listen).unwrap();
         client.exchange("POST", PATH, headers, body.as_bytes()).unwrap().status()
     };
-    assert_eq!(gateway.warm_tokens(&body), 0.0);
+    assert_eq!(gateway.warm_tokens(&body), 0);
     for (name, value, status) in
         [("x-mock-status", "500", 500), ("x-mock-status", "429", 429), ("x-mock-close", "body", 502)]
     {
         assert_eq!(send(&[(name, value)]), status);
-        assert_eq!(gateway.warm_tokens(&body), 0.0, "after {status}");
+        assert_eq!(gateway.warm_tokens(&body), 0, "after {status}");
     }
     assert_eq!(send(&[]), 200);
-    assert!(gateway.warm_tokens(&body) > 500.0, "{} of about 1,000 tokens", gateway.warm_tokens(&body));
+    assert!(gateway.warm_tokens(&body) > 500, "{} of about 1,000 tokens", gateway.warm_tokens(&body));
     // A failure takes back what it had put on record itself, not what was there before.
     assert_eq!(send(&[("x-mock-status", "500")]), 500);
-    assert!(gateway.warm_tokens(&body) > 500.0, "a failure took an older prefix off the record");
+    assert!(gateway.warm_tokens(&body) > 500, "a failure took an older prefix off the record");
     // Nobody listens any more: the cache is gone with the process.
     engine.process.crash();
     assert_eq!(send(&[]), 502);
     let engine = Engine::mock_at(engine.address, &[]);
-    assert_eq!(gateway.warm_tokens(&body), 0.0, "after a restart");
+    assert_eq!(gateway.warm_tokens(&body), 0, "after a restart");
     assert_eq!(send(&[]), 200);
-    assert!(gateway.warm_tokens(&body) > 500.0);
+    assert!(gateway.warm_tokens(&body) > 500);
     assert_eq!(engine.stat("completed"), 1);
 }
 
@@ -69,10 +69,10 @@ fn a_failure_told_inside_a_stream_leaves_nothing_on_record() {
         let answer = gateway.post(PATH, &body);
         assert_eq!(answer.status(), 200, "{}", answer.text());
         assert!(answer.text().contains("error"), "{}", answer.text());
-        wait_for("the prompt to be taken off the record", Duration::from_secs(2), || gateway.warm_tokens(&body) == 0.0);
+        wait_for("the prompt to be taken off the record", Duration::from_secs(2), || gateway.warm_tokens(&body) == 0);
     }
     let gateway = Setup::new(&[good.url()]).start();
     assert_eq!(gateway.post(PATH, &body).status(), 200);
     gateway.wait_idle();
-    assert!(gateway.warm_tokens(&body) > 500.0);
+    assert!(gateway.warm_tokens(&body) > 500);
 }

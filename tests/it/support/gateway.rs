@@ -164,10 +164,11 @@ impl Gateway {
 
     /// Tokens of `body`'s prompt that the replica it would go to holds, as `/explain` tells.
     #[track_caller]
-    pub(crate) fn warm_tokens(&self, body: &str) -> f64 {
+    pub(crate) fn warm_tokens(&self, body: &str) -> u64 {
         let answer = http::post(self.admin, "/explain", body).unwrap();
         assert_eq!(answer.status(), 200, "{}", answer.text());
-        answer.json()["chosen"]["warm_tokens"].as_f64().unwrap()
+        let tokens = answer.json()["chosen"]["warm_tokens"].as_f64().unwrap(); // a whole number
+        format!("{tokens:.0}").parse().unwrap()
     }
 
     /// Requests in flight over all replicas.
