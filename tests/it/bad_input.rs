@@ -249,6 +249,70 @@ fn a_body_that_drips_is_given_up_in_all() {
     gateway.assert_serves();
 }
 
+/// What a client announces is not memory yet: such connections must not use up the room for bodies.
+#[test]
+fn announced_bodies_that_never_come_do_not_keep_others_out() {
+    let backend = Backend::completing();
+    let gateway = serving(&backend, "");
+    let announce = |turn: usize| {
+        let mut client = Client::connect(gateway.listen).unwrap();
+        client
+            .send(format!("POST {OPENAI} HTTP/1.1\r\nhost: h\r\ncontent-length: 67108864\r\n\r\n").as_bytes())
+            .unwrap();
+        if turn % 2 == 1 {
+            client.send(b"{").unwrap();
+        }
+        client
+    };
+    let _idle: Vec<Client> = (0..64).map(announce).collect();
+    wait_for("the requests to have begun", Duration::from_secs(5), || {
+        gateway.admin_get("/metrics").text().lines().any(|line| line == "emberlane_requests_in_flight 64")
+    });
+    for turn in 0..20 {
+        let answer = gateway.post(OPENAI, &chat(&crate::support::text(turn, 20_000)));
+        assert_eq!(answer.status(), 200, "turn {turn}: {}", answer.text());
+    }
+}
+
+#[test]
+fn fields_of_engines_that_the_gateway_does_not_know_pass_untouched() {
+    let backend = Backend::completing();
+    let gateway = serving(&backend, "");
+    let body = r#"{"guided_json":{"type":"object","properties":{"a":{"type":["string","null"]}}},"min_p":0.05,
+        "chat_template_kwargs":{"enable_thinking":false},"vllm_xargs":[1e-9,-0.0,null],"":"","模型":"m",
+        "a\u0000b":1,"stream_options":{"include_usage":true,"continuous_usage_stats":false},"top_k":-1,"n_probs":0,
+        "model":"m","max_tokens":4,"messages":[{"role":"user","content":"hi","name":null,"weight":0.5}]}"#;
+    let answer = gateway.post(OPENAI, body);
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    assert_eq!(String::from_utf8_lossy(&backend.received()[0].body), body);
+}
+
+#[test]
+fn large_documents_of_one_piece_and_of_very_many_are_served() {
+    let backend = Backend::completing();
+    let gateway = serving(&backend, "");
+    let message = r#"{"role":"user","content":"x"}"#;
+    let many = vec![message; 100_000].join(",");
+    let bodies = [
+        ("1 MB in one string", chat(&"a".repeat(1_000_000))),
+        ("1 MB of escapes", chat(&"\"\\\n".repeat(170_000))),
+        ("100k messages", format!("{{\"model\":\"m\",\"max_tokens\":4,\"messages\":[{many}]}}")),
+    ];
+    for (turn, (name, body)) in bodies.iter().enumerate() {
+        let answer = gateway.post(OPENAI, body);
+        assert_eq!(answer.status(), 200, "{name}: {}", answer.text());
+        assert_eq!(backend.received()[turn].body.len(), body.len(), "{name}");
+    }
+    // Past the limit on JSON values the client is told so, before a replica sees any of it.
+    let numbers = vec!["1"; 4_100_000].join(",");
+    let body = chat("hi").replacen('{', &format!("{{\"x\":[{numbers}],"), 1);
+    let answer = gateway.post(OPENAI, &body);
+    assert_eq!(answer.status(), 400, "{}", answer.text());
+    error_of(OPENAI, &answer);
+    assert_eq!(backend.posts(), bodies.len());
+    gateway.assert_serves();
+}
+
 #[test]
 fn an_unknown_model_is_not_found() {
     let backend = Backend::completing();

@@ -5,8 +5,13 @@
 mod bad_input;
 mod body;
 mod cli;
+mod connections;
+mod ejection;
 mod engines;
 mod framing;
+mod passthrough;
+mod placement;
+mod recorded;
 mod reload;
 mod resources;
 mod sdk;

@@ -7,12 +7,12 @@ use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 
 use crate::support::backend::{Backend, chunk_event};
-use crate::support::chat_stream;
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::http::{self, Client, events};
 use crate::support::load::Load;
 use crate::support::process::Process;
 use crate::support::time::wait_for;
+use crate::support::{chat, chat_stream};
 
 /// The URLs that `/replicas` tells.
 fn replica_urls(gateway: &Gateway) -> Vec<String> {
@@ -87,6 +87,36 @@ fn a_stream_outlives_the_replicas_removal() {
     gateway.assert_serves();
     go.send(()).unwrap();
     assert_ends_whole(&mut client);
+}
+
+#[test]
+fn a_body_that_arrives_while_the_fleet_is_replaced_goes_to_the_new_one() {
+    let backends: Vec<Backend> = (0..4).map(|_| Backend::completing()).collect();
+    let urls: Vec<String> = backends.iter().map(Backend::url).collect();
+    let (old, new) = urls.split_at(2);
+    let gateway = Setup::new(old).yaml("log:\n  level: info").start();
+    let body = chat(&crate::support::text(1, 100_000));
+    let (first, rest) = body.as_bytes().split_at(60_000);
+    let begin = |_| {
+        let mut client = Client::connect(gateway.listen).unwrap();
+        let head = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-length: {}\r\n\r\n", body.len());
+        client.send(head.as_bytes()).unwrap();
+        client.send(first).unwrap();
+        client
+    };
+    let clients: Vec<Client> = (0..8).map(begin).collect(); // some at each shard
+    wait_for("the requests to have begun", Duration::from_secs(5), || {
+        gateway.admin_get("/metrics").text().lines().any(|line| line == "emberlane_requests_in_flight 8")
+    });
+    gateway.reload(&gateway.setup.file_text(new));
+    wait_for("the new file to be in force", Duration::from_secs(5), || replica_urls(&gateway) == new);
+    for mut client in clients {
+        client.send(rest).unwrap();
+        let answer = client.read_answer().unwrap();
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+    }
+    let posts: Vec<usize> = backends.iter().map(Backend::posts).collect();
+    assert_eq!((posts[0] + posts[1], posts[2] + posts[3]), (0, 8), "{posts:?}");
 }
 
 #[test]

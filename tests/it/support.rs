@@ -84,3 +84,12 @@ pub(crate) fn chat_stream(content: &str) -> String {
     })
     .to_string()
 }
+
+/// A chat request for model `m` whose `system` message others may share.
+pub(crate) fn chat_with_system(system: &str, content: &str, stream: bool) -> String {
+    serde_json::json!({
+        "model": "m", "max_tokens": 4, "stream": stream,
+        "messages": [{ "role": "system", "content": system }, { "role": "user", "content": content }]
+    })
+    .to_string()
+}

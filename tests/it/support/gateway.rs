@@ -150,6 +150,27 @@ impl Gateway {
         answer.as_array().unwrap_or_else(|| panic!("/replicas is not an array: {answer}")).clone()
     }
 
+    /// The state of each replica, in the order of the configuration.
+    #[track_caller]
+    pub(crate) fn states(&self) -> Vec<String> {
+        self.replicas().iter().map(|replica| replica["state"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The decisions on record, newest first.
+    #[track_caller]
+    pub(crate) fn decisions(&self) -> Vec<Value> {
+        self.admin_get("/decisions").json().as_array().unwrap().clone()
+    }
+
+    /// Tokens of `body`'s prompt that the replica it would go to holds, as `/explain` tells.
+    #[track_caller]
+    pub(crate) fn warm_tokens(&self, body: &str) -> u64 {
+        let answer = http::post(self.admin, "/explain", body).unwrap();
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        let tokens = answer.json()["chosen"]["warm_tokens"].as_f64().unwrap(); // a whole number
+        format!("{tokens:.0}").parse().unwrap()
+    }
+
     /// Requests in flight over all replicas.
     #[track_caller]
     pub(crate) fn in_flight(&self) -> u64 {

@@ -194,6 +194,22 @@ impl Client {
         self.read_answer()
     }
 
+    /// All that still comes until the peer closes; `None` when it has not within `limit` of silence.
+    pub(crate) fn read_until_closed(&mut self, limit: Duration) -> Option<Vec<u8>> {
+        self.set_read_limit(limit);
+        let (mut all, mut scratch) = (Vec::new(), [0; 4096]);
+        loop {
+            match self.stream.read(&mut scratch) {
+                Ok(0) => return Some(all),
+                Ok(length) => all.extend_from_slice(&scratch[..length]),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    return None;
+                }
+                Err(_reset) => return Some(all),
+            }
+        }
+    }
+
     /// True once the peer has closed; reads and drops whatever it still sent.
     pub(crate) fn closes_within(&mut self, limit: Duration) -> bool {
         let stream = self.stream.get_mut();
