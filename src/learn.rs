@@ -12,6 +12,7 @@
 
 use crate::id::ReplicaSlot;
 use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Samples before a fit is believed.
@@ -211,51 +212,108 @@ impl Cell {
     }
 }
 
-/// Learned rates by replica, and of the fleet as a whole; shared by all shards.
+/// Learned rates by replica and by pool; shared by all shards.
 #[derive(Debug)]
 pub struct LearnedRates {
-    fleet: Cell,
     replicas: Box<[Cell]>,
+    /// As many as replicas: each is counted to one pool.
+    pools: Box<[Cell]>,
+    /// Which of the pools a replica is counted to.
+    pool_of: Box<[AtomicU32]>,
+    /// Whose each of the pools is; only the single writer of the fleet takes this lock.
+    names: Mutex<Vec<Option<String>>>,
     /// Configured prefill rates (seconds a token), which are not learned; zero where there is none.
     fixed: Box<[AtomicU32]>,
     prior: Rates,
+}
+
+/// What is to be known of a replica before anything is learned of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Member<'m> {
+    /// Which.
+    pub slot: ReplicaSlot,
+    /// The model whose replicas it is priced like.
+    pub pool: &'m str,
+    /// Its configured prefill rate, which is not learned.
+    pub prefill_tokens_per_s: Option<f64>,
 }
 
 impl LearnedRates {
     /// Columns of `slots_max` cells that know nothing but `prior`.
     #[must_use]
     pub fn new(slots_max: usize, prior: Rates) -> Self {
+        let cells = || (0..slots_max).map(|_| Cell::new(prior)).collect();
+        let zeros = || (0..slots_max).map(|_| AtomicU32::new(0)).collect();
         Self {
-            fleet: Cell::new(prior),
-            replicas: (0..slots_max).map(|_| Cell::new(prior)).collect(),
-            fixed: (0..slots_max).map(|_| AtomicU32::new(0)).collect(),
+            replicas: cells(),
+            pools: cells(),
+            pool_of: zeros(),
+            names: Mutex::new(vec![None; slots_max]),
+            fixed: zeros(),
             prior,
         }
     }
 
     /// Starts over for a replica that is new at `slot`.
-    pub fn reset(&self, slot: ReplicaSlot, prefill_tokens_per_s: Option<f64>) {
-        if let (Some(cell), Some(fixed)) = (self.replicas.get(slot.index()), self.fixed.get(slot.index())) {
+    pub fn reset(&self, slot: ReplicaSlot) {
+        if let Some(cell) = self.replicas.get(slot.index()) {
             cell.reset(self.prior);
-            fixed.store(prefill_tokens_per_s.map_or(0, |rate| narrow(1.0 / rate.max(1.0)).to_bits()), Relaxed);
         }
     }
 
-    /// What `slot` is priced at: its own rates where they are known and differ, else the fleet's, else the prior.
+    /// Takes up who is in which pool; `members` are all replicas there are. What was learned stays: of replicas as
+    /// long as they are not [`Self::reset`], of a pool as long as it has any.
+    pub fn assign(&self, members: &[Member<'_>]) {
+        let mut names = self.names.lock();
+        let wanted: HashSet<&str> = members.iter().map(|member| member.pool).collect();
+        for name in names.iter_mut() {
+            name.take_if(|name| !wanted.contains(name.as_str()));
+        }
+        let mut places: HashMap<String, usize> =
+            names.iter().enumerate().filter_map(|(place, name)| Some((name.clone()?, place))).collect();
+        let mut free = 0;
+        for member in members {
+            let place = match places.get(member.pool) {
+                Some(place) => *place,
+                None => {
+                    while names.get(free).is_some_and(Option::is_some) {
+                        free += 1;
+                    }
+                    let (Some(name), Some(cell)) = (names.get_mut(free), self.pools.get(free)) else { continue };
+                    cell.reset(self.prior);
+                    *name = Some(member.pool.to_owned());
+                    places.insert(member.pool.to_owned(), free);
+                    free
+                }
+            };
+            let slot = member.slot.index();
+            if let (Some(pool), Some(fixed)) = (self.pool_of.get(slot), self.fixed.get(slot)) {
+                pool.store(u32::try_from(place).unwrap_or(0), Relaxed);
+                let rate = member.prefill_tokens_per_s.map_or(0.0, |rate| narrow(1.0 / rate.max(1.0)));
+                fixed.store(rate.to_bits(), Relaxed);
+            }
+        }
+    }
+
+    fn pool(&self, slot: ReplicaSlot) -> Option<&Cell> {
+        self.pools.get(self.pool_of.get(slot.index())?.load(Relaxed) as usize)
+    }
+
+    /// What `slot` is priced at: its own rates where they are known and differ, else its pool's, else the prior.
     #[inline]
     #[must_use]
     pub fn rates(&self, slot: ReplicaSlot) -> Rates {
-        let fleet = if self.fleet.samples.load(Relaxed) >= SAMPLES_TO_TRUST { self.fleet.rates() } else { self.prior };
-        let Some(cell) = self.replicas.get(slot.index()) else { return fleet };
-        let mut rates = fleet;
+        let known = self.pool(slot).filter(|pool| pool.samples.load(Relaxed) >= SAMPLES_TO_TRUST);
+        let mut rates = known.map_or(self.prior, Cell::rates);
+        let Some(cell) = self.replicas.get(slot.index()) else { return rates };
         if cell.samples.load(Relaxed) >= SAMPLES_TO_DIFFER {
             let own = cell.rates();
-            let ratio = own.prefill_s_per_token / fleet.prefill_s_per_token;
+            let ratio = own.prefill_s_per_token / rates.prefill_s_per_token;
             if !(1.0 / SAME_WITHIN..=SAME_WITHIN).contains(&ratio) {
                 rates = own;
             }
         }
-        let fixed = f32::from_bits(self.fixed[slot.index()].load(Relaxed));
+        let fixed = self.fixed.get(slot.index()).map_or(0.0, |fixed| f32::from_bits(fixed.load(Relaxed)));
         if fixed > 0.0 {
             rates.prefill_s_per_token = fixed;
         }
@@ -275,17 +333,20 @@ impl LearnedRates {
         self.replicas.get(slot.index()).map_or(0, |cell| cell.samples.load(Relaxed))
     }
 
-    /// True once the price of `slot` rests on answers, its own or the fleet's.
+    /// True once the price of `slot` rests on answers, its own or its pool's.
     #[must_use]
     pub fn is_learned(&self, slot: ReplicaSlot) -> bool {
-        self.fleet.samples.load(Relaxed).max(self.samples(slot)) >= SAMPLES_TO_TRUST
+        let pool = self.pool(slot).map_or(0, |pool| pool.samples.load(Relaxed));
+        pool.max(self.samples(slot)) >= SAMPLES_TO_TRUST
     }
 
     /// Learns from one answer.
     pub fn learn(&self, slot: ReplicaSlot, sample: Sample) {
         if let Some(cell) = self.replicas.get(slot.index()) {
             cell.learn(sample);
-            self.fleet.learn(sample);
+        }
+        if let Some(pool) = self.pool(slot) {
+            pool.learn(sample);
         }
     }
 
@@ -526,6 +587,52 @@ mod tests {
         }
         assert_eq!(rates.rates(a), rates.rates(b));
         assert!(rates.rates(slow).prefill_s_per_token > 3.0 * rates.rates(a).prefill_s_per_token);
+    }
+
+    fn member(slot: u16, pool: &str) -> Member<'_> {
+        Member { slot: ReplicaSlot(slot), pool, prefill_tokens_per_s: None }
+    }
+
+    #[test]
+    fn pools_of_unlike_models_are_priced_apart_and_each_alike() {
+        let rates = LearnedRates::new(5, PRIOR);
+        let mut members = [member(0, "8b"), member(1, "8b"), member(2, "70b"), member(3, "70b")];
+        rates.assign(&members);
+        let mut rng = fastrand::Rng::with_seed(5);
+        for _ in 0..5 {
+            for slot in 0..4 {
+                let (prefill, decode) = if slot < 2 { (2e-5, 0.01) } else { (2e-4, 0.04) };
+                train(&rates, ReplicaSlot(slot), prefill, decode, &mut rng);
+            }
+        }
+        let of = |slot| rates.rates(ReplicaSlot(slot));
+        assert_eq!(of(0), of(1));
+        assert_eq!(of(2), of(3));
+        assert!(near(of(0).prefill_s_per_token, 2e-5) && near(of(2).prefill_s_per_token, 2e-4));
+        // A newcomer is priced as its pool is; what a pool learned stays while others come and go.
+        let before = (of(0), of(2));
+        members.reverse();
+        rates.assign(&[&members[..], &[member(4, "70b")]].concat());
+        assert_eq!((of(0), of(2)), before);
+        assert_eq!(of(4), of(2));
+        rates.assign(&members[2..]);
+        rates.reset(ReplicaSlot(4));
+        rates.assign(&[&members[..], &[member(4, "new")]].concat());
+        assert_eq!(of(4), PRIOR, "a pool that comes back or is new starts over");
+        assert_eq!(of(0), before.0);
+    }
+
+    #[test]
+    fn a_configured_rate_holds_from_the_next_reload_and_what_was_learned_stays() {
+        let rates = LearnedRates::new(1, PRIOR);
+        let slot = ReplicaSlot(0);
+        train(&rates, slot, 2e-5, 0.01, &mut fastrand::Rng::with_seed(2));
+        let learned = rates.rates(slot);
+        rates.assign(&[Member { prefill_tokens_per_s: Some(1000.0), ..member(0, "m") }]);
+        assert!(near(rates.rates(slot).prefill_s_per_token, 1e-3));
+        assert_eq!(rates.samples(slot), 300);
+        rates.assign(&[member(0, "m")]);
+        assert!((rates.rates(slot).prefill_s_per_token / learned.prefill_s_per_token - 1.0).abs() < 0.1);
     }
 
     #[test]
