@@ -101,6 +101,7 @@ impl Shared {
     pub(super) fn record(&self, placement: &mut Placement) {
         let slot = placement.decision.chosen.slot;
         placement.retractions_before = self.retractions(slot);
+        self.health.placed(slot, placement.decision.at);
         self.index.record(slot, &placement.chain);
     }
 
