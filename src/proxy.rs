@@ -20,7 +20,7 @@ mod route;
 mod shard;
 
 pub use self::control::Reload;
-pub use self::core::{Addresses, Core, Open};
+pub use self::core::{Core, Open};
 pub use self::respond::Dialect;
 
 use self::control::Control;
@@ -150,7 +150,6 @@ impl Gateway {
             server.add_service(OneThread::new("admin".to_owned(), Admin::new(&core), vec![endpoint], None));
         }
         let control = Arc::new(Control::new(Arc::clone(&core), registry, options.reload));
-        control.resolve_literals();
         let (stop, stopped) = oneshot::channel();
         let watch = Watch { core: Arc::clone(&core), stopped: Some(stopped).into(), signals: options.signals };
         let phases = server.watch_execution_phase();
@@ -285,7 +284,10 @@ fn server_conf(config: &Config) -> ServerConf {
 
 fn spawn_control(control: Arc<Control>) -> std::io::Result<(oneshot::Sender<()>, JoinHandle<()>)> {
     let (stop, stopped) = oneshot::channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(16).build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(control::THREADS_MAX)
+        .build()?;
     let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         runtime.block_on(control.run(stopped));
         runtime.shutdown_background();

@@ -187,9 +187,8 @@ impl Exchange<'_> {
         underway: &mut Underway,
     ) -> Option<Result<Answer, Failure>> {
         let slot = placement.decision.chosen.slot;
-        let Some((replica, address)) =
-            self.snapshot.fleet.replica(slot).zip(self.shard.core.addresses.load().get(slot))
-        else {
+        let replica = self.snapshot.fleet.replica(slot);
+        let Some((replica, address)) = replica.and_then(|replica| Some((replica, replica.address()?))) else {
             return Some(Err(Failure { reject: Reject::UpstreamConnect, elsewhere: true }));
         };
         let head = self.session.req_header().clone();

@@ -80,7 +80,6 @@ impl Admin {
 
     fn replicas(&self) -> Value {
         let (core, snapshot, now) = (&self.core, self.core.snapshot.load(), self.core.clock.now());
-        let addresses = core.addresses.load();
         let rows = snapshot.fleet.replicas.iter().map(|replica| {
             let slot = replica.slot;
             let rates = core.shared.rates.rates(slot);
@@ -91,7 +90,7 @@ impl Admin {
             json!({
                 "id": replica.config.id,
                 "url": replica.config.url.as_str(),
-                "address": addresses.get(slot).map(|address| address.to_string()),
+                "address": replica.address().map(|address| address.to_string()),
                 "models": replica.models,
                 "engine": replica.engine.as_str(),
                 "slots": replica.slots,
