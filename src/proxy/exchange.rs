@@ -379,7 +379,8 @@ impl Exchange<'_> {
         self.shard.metrics.finished(self.api, outcome.placement.as_ref().map(|p| &p.decision), &ending);
         super::access::log(self.shard, &self.snapshot, self.api, outcome.placement.as_ref(), &ending);
         if let Some(placement) = outcome.placement {
-            self.shard.ring.push(Record { decision: placement.decision, ending });
+            let snapshot = Arc::clone(&self.snapshot);
+            self.shard.ring.push(Record { decision: placement.decision, snapshot, ending });
             self.shard.decider.lock().recycle(placement);
         } else {
             self.shard.ring.refused(ending);

@@ -112,11 +112,11 @@ impl Admin {
     }
 
     fn decisions(&self, most: usize) -> Value {
-        let (snapshot, now) = (self.core.snapshot.load(), self.core.clock.now());
+        let now = self.core.clock.now();
         let mut records: Vec<_> = self.core.rings.iter().flat_map(|ring| ring.read()).collect();
         records.sort_by_key(|record| std::cmp::Reverse(record.decision.at));
         let age = |at: Now| now.since(at).as_millis();
-        let rows = records.iter().take(most).map(|record| record_json(record, &snapshot, age(record.decision.at)));
+        let rows = records.iter().take(most).map(|record| record_json(record, age(record.decision.at)));
         Value::Array(rows.collect())
     }
 
