@@ -21,6 +21,7 @@ mod shard;
 
 pub use self::control::Reload;
 pub use self::core::{Core, Open};
+pub use self::listen::TooManySockets;
 pub use self::respond::Dialect;
 
 use self::control::Control;
@@ -62,6 +63,9 @@ pub enum StartError {
         /// Why.
         cause: std::io::Error,
     },
+    /// More listening sockets than a binary upgrade can hand over.
+    #[error(transparent)]
+    Sockets(#[from] TooManySockets),
     /// Memory for the index, or a thread, cannot be had.
     #[error("cannot allocate what the gateway needs: {0}")]
     Resources(#[from] std::io::Error),
@@ -118,7 +122,17 @@ impl Gateway {
     /// [`StartError`].
     pub fn run(config: Config, options: RunOptions) -> Result<Self, StartError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let shards = config.shards.map_or(cores, usize::from).max(1);
+        let wanted = config.shards.map_or(cores, usize::from).max(1);
+        let shards = listen::shards_that_fit(wanted, config.listen.len(), config.admin.is_some())?;
+        if shards < wanted {
+            let most = listen::SOCKETS_MAX;
+            tracing::warn!(
+                wanted,
+                shards,
+                most,
+                "fewer shards: an upgrade hands over no more listening sockets than that"
+            );
+        }
         let (core, registry) = build(config, shards)?;
         let snapshot = core.snapshot.load_full();
         let mut server = Server::new_with_opt_and_conf(
