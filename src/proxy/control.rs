@@ -190,10 +190,7 @@ impl Control {
                 && let Some((replica, look_up)) = waiting.next()
             {
                 asked.spawn_blocking(move || {
-                    if look_up && let Some(address) = self::look_up(&replica.authority) {
-                        replica.set_address(address);
-                    }
-                    let said = ask(replica.address()?)?;
+                    let said = find_and_ask(&replica, look_up)?;
                     Some((replica, said))
                 });
             }
@@ -252,6 +249,14 @@ impl Drop for Round {
             task.abort();
         }
     }
+}
+
+/// What `replica` says of itself, after its name was looked up if `look_up`.
+fn find_and_ask(replica: &Replica, look_up: bool) -> Option<Discovered> {
+    if look_up && let Some(address) = self::look_up(&replica.authority) {
+        replica.set_address(address);
+    }
+    ask(replica.address()?)
 }
 
 fn look_up(authority: &str) -> Option<SocketAddr> {
