@@ -3,7 +3,9 @@
 
 use crate::config::{ModelConfig, ReplicaConfig};
 use crate::id::{PoolId, ReplicaSlot};
+use arc_swap::ArcSwapOption;
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// What a replica says of itself when it is asked.
@@ -39,7 +41,7 @@ impl Engine {
 }
 
 /// One engine endpoint, as configured and discovered.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Replica {
     /// Place in every column.
     pub slot: ReplicaSlot,
@@ -53,6 +55,48 @@ pub struct Replica {
     pub engine: Engine,
     /// Requests it runs at once, configured or discovered.
     pub slots: Option<u32>,
+    /// Where it is, once its name has resolved. One cell for as long as its id and URL stay, whatever snapshot it is
+    /// read from; a replica that takes over its slot has a cell of its own.
+    address: Arc<ArcSwapOption<SocketAddr>>,
+}
+
+impl Replica {
+    /// Where it is, once its name has resolved.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address.load().as_deref().copied()
+    }
+
+    /// Its name resolved, perhaps anew.
+    pub fn set_address(&self, address: SocketAddr) {
+        if self.address() != Some(address) {
+            self.address.store(Some(Arc::new(address)));
+        }
+    }
+
+    /// Whether `other` is this replica, as another snapshot has it.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.address, &other.address)
+    }
+
+    /// What it serves, runs at once, and is: as configured, else as it says.
+    fn resolve(config: &ReplicaConfig, said: Option<&Discovered>) -> Resolved {
+        let models = match config.models.as_slice() {
+            [] => said.map(|said| said.models.clone()).filter(|models| !models.is_empty()),
+            named => Some(named.to_vec()),
+        };
+        let slots = config.slots.or_else(|| said?.slots);
+        Resolved { models, slots, engine: said.map(|said| said.engine).unwrap_or_default() }
+    }
+}
+
+/// What configuration and discovery make of a replica together.
+#[derive(Debug, PartialEq, Eq)]
+struct Resolved {
+    models: Option<Vec<String>>,
+    slots: Option<u32>,
+    engine: Engine,
 }
 
 /// One model and the replicas that serve it.
@@ -105,6 +149,17 @@ impl Fleet {
         self.by_slot.get(slot.index())?.as_ref()
     }
 
+    /// Whether replicas say other things of themselves than this picture shows.
+    #[must_use]
+    pub fn is_outdated(&self, discovered: &HashMap<String, Discovered>) -> bool {
+        self.replicas.iter().any(|replica| {
+            discovered.get(&replica.config.id).is_some_and(|said| {
+                let Resolved { models, slots, engine } = Replica::resolve(&replica.config, Some(said));
+                (&models, slots, engine) != (&replica.models, replica.slots, replica.engine)
+            })
+        })
+    }
+
     /// The pool that serves `model`; with no model, the only pool there is.
     ///
     /// # Errors
@@ -136,7 +191,7 @@ pub struct Membership {
 
 /// More replicas than slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the fleet has {wanted} replicas; at most {limit} fit")]
+#[error("the fleet has {wanted} replicas; at most {limit} fit, with those that left and still have requests in flight")]
 pub struct FleetFull {
     /// Replicas configured.
     pub wanted: usize,
@@ -157,10 +212,11 @@ impl Registry {
         Self { slots: vec![None; slots_max.clamp(1, ReplicaSlot::LIMIT)] }
     }
 
-    /// Builds the snapshot for `replicas`. A replica keeps its slot as long as its id and URL stay; a slot that was left
-    /// is given out again only once `is_idle` says that nothing is in flight there.
+    /// Builds the snapshot for `replicas`. A replica keeps its slot and address as long as its id and URL stay; a slot
+    /// that was or is left is given out again only once `is_idle` says that nothing is in flight there.
     ///
-    /// `discovered` holds, by replica id, what replicas said of themselves; what is configured wins over it.
+    /// `discovered` holds, by id, what replicas said of themselves. It is believed of those that stay (a newcomer of the
+    /// same id has yet to be asked); what is configured wins over it.
     ///
     /// # Errors
     /// [`FleetFull`] when there are more replicas than free slots; nothing changes then.
@@ -175,24 +231,28 @@ impl Registry {
         let mut change = Membership::default();
         let mut members = Vec::with_capacity(replicas.len());
         let mut newcomers = Vec::new();
+        let known: HashMap<&str, &Arc<Replica>> =
+            self.slots.iter().flatten().map(|old| (old.config.id.as_str(), old)).collect();
         for (place, config) in replicas.iter().enumerate() {
-            let kept = self.slots.iter().flatten().find(|r| r.config.id == config.id && r.config.url == config.url);
-            match kept {
-                Some(old) => members.push((place, Arc::new(replica(old.slot, config, discovered)))),
+            match known.get(config.id.as_str()).filter(|old| old.config.url == config.url) {
+                Some(old) => members.push((place, Arc::new(kept(old, config, discovered.get(&config.id))))),
                 None => newcomers.push((place, config)),
             }
         }
         for (_, member) in &members {
             slots[member.slot.index()] = Some(Arc::clone(member));
         }
-        let mut free = (0..slots.len())
+        // Slots that nobody has come first: whoever has just left may have requests on the way to be counted.
+        let mut free: Vec<ReplicaSlot> = (0..slots.len())
+            .filter(|place| slots[*place].is_none())
             .filter_map(ReplicaSlot::from_index)
-            .filter(|slot| self.slots[slot.index()].is_none() && is_idle(*slot))
-            .collect::<Vec<_>>()
-            .into_iter();
+            .filter(|slot| is_idle(*slot))
+            .collect();
+        free.sort_by_key(|slot| self.slots[slot.index()].is_some());
+        let mut free = free.into_iter();
         for (place, config) in newcomers {
             let slot = free.next().ok_or(FleetFull { wanted: replicas.len(), limit: self.slots.len() })?;
-            let member = Arc::new(replica(slot, config, discovered));
+            let member = Arc::new(newcomer(slot, config));
             slots[slot.index()] = Some(Arc::clone(&member));
             members.push((place, member));
             change.joined.push(slot);
@@ -209,23 +269,22 @@ impl Registry {
     }
 }
 
-fn replica(slot: ReplicaSlot, config: &ReplicaConfig, discovered: &HashMap<String, Discovered>) -> Replica {
-    let said = discovered.get(&config.id);
-    let models = match config.models.as_slice() {
-        [] => said.map(|said| said.models.clone()).filter(|models| !models.is_empty()),
-        named => Some(named.to_vec()),
-    };
+/// A replica that is new, or whose URL is.
+fn newcomer(slot: ReplicaSlot, config: &ReplicaConfig) -> Replica {
     let port = config.url.port_or_known_default().unwrap_or(80);
     let authority = format!("{}:{port}", config.url.host_str().unwrap_or("localhost"));
-    let slots = config.slots.or_else(|| said?.slots);
-    Replica {
-        slot,
-        config: config.clone(),
-        authority,
-        models,
-        engine: said.map(|said| said.engine).unwrap_or_default(),
-        slots,
-    }
+    // An address needs no name service: it is known before the first request.
+    let literal = authority.parse().ok().map(Arc::new);
+    let Resolved { models, slots, engine } = Replica::resolve(config, None);
+    let address = Arc::new(ArcSwapOption::new(literal));
+    Replica { slot, config: config.clone(), authority, models, engine, slots, address }
+}
+
+/// The replica `old`, as it is configured and discovered now.
+fn kept(old: &Replica, config: &ReplicaConfig, said: Option<&Discovered>) -> Replica {
+    let Resolved { models, slots, engine } = Replica::resolve(config, said);
+    let (authority, address) = (old.authority.clone(), Arc::clone(&old.address));
+    Replica { slot: old.slot, config: config.clone(), authority, models, engine, slots, address }
 }
 
 fn pools(replicas: &[Arc<Replica>], models: &[ModelConfig]) -> Vec<Pool> {
@@ -303,6 +362,64 @@ mod tests {
         build(&mut registry, &[]);
         let (next, _) = registry.rebuild(&[config("b", &[])], &[], &HashMap::new(), |slot| slot != busy).unwrap();
         assert_ne!(next.replicas[0].slot, busy);
+    }
+
+    #[test]
+    fn with_every_slot_taken_a_url_can_change_once_its_replica_is_idle() {
+        let mut registry = Registry::new(ReplicaSlot::LIMIT);
+        let mut replicas: Vec<_> = (0..ReplicaSlot::LIMIT).map(|n| config(&format!("r{n}"), &["m"])).collect();
+        let (first, _) = build(&mut registry, &replicas);
+        replicas[7].url = "http://elsewhere:1".parse().unwrap();
+        let (moved, others) = (first.replicas[7].slot, ReplicaSlot::LIMIT);
+        let busy = registry.rebuild(&replicas, &[], &HashMap::new(), |slot| slot != moved);
+        assert_eq!(busy.unwrap_err(), FleetFull { wanted: others, limit: others });
+        let (second, change) = build(&mut registry, &replicas);
+        assert_eq!(change, Membership { joined: vec![moved], left: Vec::new() });
+        assert_eq!(second.replicas[7].authority, "elsewhere:1");
+        assert_eq!(second.replica(moved).map(|replica| replica.config.id.as_str()), Some("r7"));
+    }
+
+    #[test]
+    fn an_address_stays_with_its_replica_and_not_with_its_slot() {
+        let mut registry = Registry::new(1);
+        let mut replicas = [config("a", &["m"])];
+        let (first, _) = build(&mut registry, &replicas);
+        let before = &first.replicas[0];
+        assert_eq!(before.address(), None);
+        let here = SocketAddr::from(([10, 0, 0, 1], 8000));
+        before.set_address(here);
+        replicas[0].models = vec!["n".to_owned()];
+        let (second, _) = build(&mut registry, &replicas);
+        assert_eq!(second.replicas[0].address(), Some(here));
+        assert!(second.replicas[0].is_same(before));
+        let there = SocketAddr::from(([10, 0, 0, 2], 8000));
+        before.set_address(there);
+        assert_eq!(second.replicas[0].address(), Some(there), "whichever snapshot is told");
+        replicas[0].url = "http://[::1]:9000".parse().unwrap();
+        let (third, _) = build(&mut registry, &replicas);
+        let after = &third.replicas[0];
+        assert_eq!((after.slot, after.address()), (before.slot, "[::1]:9000".parse().ok()));
+        assert_eq!(before.address(), Some(there), "who still holds the old snapshot still reaches the old replica");
+    }
+
+    #[test]
+    fn a_replica_that_moved_is_asked_anew() {
+        let mut registry = Registry::new(4);
+        let mut replicas = [config("a", &[])];
+        build(&mut registry, &replicas);
+        let said = Discovered { models: vec!["m".to_owned()], slots: Some(4), ..Discovered::default() };
+        let known = HashMap::from([("a".to_owned(), said)]);
+        let (fleet, _) = registry.rebuild(&replicas, &[], &known, |_| true).unwrap();
+        assert_eq!(
+            (fleet.replicas[0].models.as_deref(), fleet.replicas[0].slots),
+            (Some(&["m".to_owned()][..]), Some(4))
+        );
+        assert!(!fleet.is_outdated(&known));
+        replicas[0].url = "http://elsewhere:1".parse().unwrap();
+        let (fleet, _) = registry.rebuild(&replicas, &[], &known, |_| true).unwrap();
+        assert_eq!((fleet.replicas[0].models.as_ref(), fleet.replicas[0].slots), (None, None));
+        assert!(fleet.is_outdated(&known));
+        assert!(!fleet.is_outdated(&HashMap::new()));
     }
 
     #[test]

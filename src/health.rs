@@ -1,10 +1,17 @@
 //! Which replicas are left out because they keep failing, and for how long. Client errors never count; a replica
 //! comes back on probation, one request at a time, and a pool is never emptied by its own failures.
+//!
+//! The request on probation is counted by a lease, not by what is in flight: streams from before the ejection may go on
+//! for minutes. A lease ends with an outcome, or after a while when there is none (the client left).
 
 use crate::clock::Now;
 use crate::config::EjectionConfig;
 use crate::id::ReplicaSlot;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// How long a request on probation may go without an outcome before another is let through.
+const PROBE_LEASE: Duration = Duration::from_secs(30);
 
 /// What the gateway thinks of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +42,8 @@ struct Cell {
     ejections_in_row: AtomicU32,
     /// Zero when not ejected.
     ejected_until: AtomicU64,
+    /// While on probation: until when a request is taken to be there.
+    probed_until: AtomicU64,
 }
 
 /// Passive health by replica, shared by all shards.
@@ -61,14 +70,27 @@ impl HealthColumns {
         }
     }
 
-    /// Whether a request may go to `slot` now, with `in_flight` already there.
+    /// Whether a request may go to `slot` now.
     #[inline]
     #[must_use]
-    pub fn admits(&self, slot: ReplicaSlot, in_flight: u32, now: Now) -> bool {
+    pub fn admits(&self, slot: ReplicaSlot, _in_flight: u32, now: Now) -> bool {
         match self.state(slot, now) {
             HealthState::Healthy => true,
             HealthState::Ejected => false,
-            HealthState::Probation => in_flight == 0,
+            HealthState::Probation => {
+                self.cells.get(slot.index()).is_some_and(|cell| now.0 >= cell.probed_until.load(Relaxed))
+            }
+        }
+    }
+
+    /// A request was placed at `slot`: on probation, others wait for what becomes of it. Shards that place one in the
+    /// same microsecond may let two through.
+    #[inline]
+    pub fn placed(&self, slot: ReplicaSlot, now: Now) {
+        let Some(cell) = self.cells.get(slot.index()) else { return };
+        let until = cell.ejected_until.load(Relaxed);
+        if until != 0 {
+            cell.probed_until.store(Now(now.0.max(until)).plus(PROBE_LEASE).0, Relaxed);
         }
     }
 
@@ -87,6 +109,7 @@ impl HealthColumns {
             cell.failures_in_row.store(0, Relaxed);
             cell.ejections_in_row.store(0, Relaxed);
             cell.ejected_until.store(0, Relaxed);
+            cell.probed_until.store(0, Relaxed);
         }
     }
 
@@ -94,12 +117,18 @@ impl HealthColumns {
     /// Returns true when this ejected it.
     pub fn failed(&self, slot: ReplicaSlot, peers: &[ReplicaSlot], rules: &EjectionConfig, now: Now) -> bool {
         let Some(cell) = self.cells.get(slot.index()) else { return false };
-        let failures = cell.failures_in_row.fetch_add(1, Relaxed).saturating_add(1);
-        let on_probation = self.state(slot, now) == HealthState::Probation;
-        if !on_probation && failures < rules.consecutive_failures {
+        let state = self.state(slot, now);
+        if state == HealthState::Ejected {
+            // It was on its way before: it is out for that already.
             return false;
         }
-        let others_out = peers.iter().filter(|p| **p != slot && self.state(**p, now) == HealthState::Ejected).count();
+        cell.probed_until.store(0, Relaxed);
+        let failures = cell.failures_in_row.fetch_add(1, Relaxed).saturating_add(1);
+        if state == HealthState::Healthy && failures < rules.consecutive_failures {
+            return false;
+        }
+        // Those on probation are out too: they take next to nothing, and may fail yet.
+        let others_out = peers.iter().filter(|p| **p != slot && self.state(**p, now) != HealthState::Healthy).count();
         let share_after = (others_out + 1) * 100;
         if peers.len() < 2 || share_after > peers.len() * usize::from(rules.max_percent) {
             return false;
@@ -142,12 +171,35 @@ mod tests {
         assert!(health.failed(bad, &PEERS, &RULES, at(0)));
         assert!(!health.admits(bad, 0, at(1)));
         assert_eq!(health.state(bad, at(2)), HealthState::Probation);
-        assert!(health.admits(bad, 0, at(2)) && !health.admits(bad, 1, at(2)));
+        assert!(health.admits(bad, 7, at(2)), "streams from before do not keep it out");
+        health.placed(bad, at(2));
+        assert!(!health.admits(bad, 0, at(2)), "one at a time");
         assert!(health.failed(bad, &PEERS, &RULES, at(2)), "on probation one failure is enough");
         assert_eq!(health.state(bad, at(5)), HealthState::Ejected);
         assert_eq!(health.state(bad, at(6)), HealthState::Probation);
         health.succeeded(bad);
         assert_eq!(health.state(bad, at(6)), HealthState::Healthy);
+        health.placed(bad, at(6));
+        assert!(health.admits(bad, 1, at(6)), "no lease for the healthy");
+    }
+
+    #[test]
+    fn a_probe_that_never_ends_gives_way_to_the_next() {
+        let health = HealthColumns::new(2);
+        let bad = PEERS[0];
+        assert!((0..2).any(|_| health.failed(bad, &PEERS, &RULES, at(0))));
+        // Decided before it was ejected, placed again after: the lease counts from the probation on.
+        health.placed(bad, at(1));
+        assert!(!health.admits(bad, 0, at(2)) && !health.admits(bad, 0, at(31)));
+        assert!(health.admits(bad, 0, at(32)));
+    }
+
+    #[test]
+    fn failures_from_before_an_ejection_do_not_prolong_it() {
+        let health = HealthColumns::new(2);
+        let ejected = (0..18).filter(|_| health.failed(PEERS[0], &PEERS, &RULES, at(0))).count();
+        assert_eq!(ejected, 1);
+        assert_eq!(health.state(PEERS[0], at(2)), HealthState::Probation);
     }
 
     #[test]
@@ -156,6 +208,8 @@ mod tests {
         let eject = |slot| (0..4).any(|_| health.failed(slot, &PEERS, &RULES, at(0)));
         assert!(eject(PEERS[0]));
         assert!(!eject(PEERS[1]), "half of the pool is out already");
+        let later = (0..4).any(|_| health.failed(PEERS[1], &PEERS, &RULES, at(2)));
+        assert!(!later, "the other is on probation: it may fail yet");
         let alone = HealthColumns::new(1);
         assert!(!(0..9).any(|_| alone.failed(PEERS[0], &PEERS[..1], &RULES, at(0))));
     }

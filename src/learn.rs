@@ -1,25 +1,25 @@
 //! What live traffic teaches: how long a replica takes for a prompt token and an output token, how long requests stay,
 //! and how many prompt bytes make a token of a model.
 //!
-//! Each answer is one sample of `seconds = base + prefill·tokens_ahead + decode·output_tokens`, fitted by recursive
-//! least squares with forgetting (Haykin, *Adaptive Filter Theory*, ch. 10) and clipped residuals. A replica is priced
-//! at its pool's rate until its own differs clearly: equal replicas then tie exactly, and ties are broken at random.
+//! Each answer is one sample of how long prompt and output tokens take, fitted by `fit.rs`.
+//!
+//! A replica is priced at its pool's rates until its own differ clearly: equal replicas then tie exactly, and ties are
+//! broken at random.
 
+mod fit;
+
+use self::fit::Fit;
 use crate::id::ReplicaSlot;
 use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Samples before a fit is believed.
 const SAMPLES_TO_TRUST: u32 = 8;
-/// A replica within this ratio of its fleet is priced as its fleet is.
+/// A replica within this ratio of its pool is priced as its pool is.
 const SAME_WITHIN: f32 = 1.5;
-/// Samples before a replica may be priced apart from its fleet.
+/// Samples before a replica may be priced apart from its pool.
 const SAMPLES_TO_DIFFER: u32 = 64;
-/// Share of old evidence kept a sample: an effective memory of 200.
-const FORGETTING: f64 = 0.995;
-/// Tokens are fitted in these units, so that the three features have like sizes.
-const TOKEN_UNIT: f64 = 1000.0;
-
 /// What one answer took.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
@@ -42,76 +42,9 @@ pub struct Rates {
     pub decode_s_per_token: f32,
 }
 
-impl Rates {
-    fn from_fit(fit: &Fit) -> Self {
-        let [base, prefill, decode] = fit.theta;
-        Self {
-            base_s: narrow(base.clamp(0.0, 10.0)),
-            prefill_s_per_token: narrow((prefill / TOKEN_UNIT).clamp(1e-7, 0.1)),
-            decode_s_per_token: narrow((decode / TOKEN_UNIT).clamp(0.0, 5.0)),
-        }
-    }
-}
-
 #[expect(clippy::cast_possible_truncation, reason = "prices need no more than f32's 7 digits")]
 const fn narrow(value: f64) -> f32 {
     value as f32
-}
-
-#[derive(Clone, Debug)]
-struct Fit {
-    theta: [f64; 3],
-    /// Inverse of the weighted correlation of the features. At first: how far off the prior may be, squared, in
-    /// seconds, seconds a thousand prompt tokens, and seconds a thousand output tokens.
-    p: [[f64; 3]; 3],
-    error: f64,
-    samples: u32,
-}
-
-impl Fit {
-    const fn new(rates: Rates) -> Self {
-        Self {
-            theta: [
-                rates.base_s as f64,
-                rates.prefill_s_per_token as f64 * TOKEN_UNIT,
-                rates.decode_s_per_token as f64 * TOKEN_UNIT,
-            ],
-            p: [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1e4]],
-            error: 0.0,
-            samples: 0,
-        }
-    }
-
-    fn learn(&mut self, sample: Sample) {
-        let x = [1.0, sample.tokens_ahead / TOKEN_UNIT, sample.output_tokens / TOKEN_UNIT];
-        if !(sample.seconds.is_finite() && x.iter().all(|v| v.is_finite() && v.abs() < 1e4)) {
-            return;
-        }
-        let px: [f64; 3] = std::array::from_fn(|row| dot(self.p[row], x));
-        let gain = 1.0 / (FORGETTING + dot(px, x));
-        let mut residual = sample.seconds - dot(self.theta, x);
-        self.samples = self.samples.saturating_add(1);
-        if self.samples > SAMPLES_TO_TRUST {
-            let bound = 4.0 * self.error.max(1e-4);
-            self.error += 0.05 * (residual.abs().min(2.0 * bound) - self.error);
-            residual = residual.clamp(-bound, bound);
-        } else {
-            self.error += (residual.abs() - self.error) / f64::from(self.samples);
-        }
-        for row in 0..3 {
-            self.theta[row] += px[row] * gain * residual;
-            for column in 0..3 {
-                let next = (self.p[row][column] - px[row] * px[column] * gain) / FORGETTING;
-                self.p[row][column] = next.clamp(-1e6, 1e6);
-            }
-        }
-        // None of the three can be negative: what noise makes so is taken back at once, before the others adapt to it.
-        self.theta = self.theta.map(|value| value.max(0.0));
-    }
-}
-
-fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
-    a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 }
 
 #[derive(Debug)]
@@ -157,7 +90,7 @@ impl Cell {
     fn learn(&self, sample: Sample) {
         if let Some(mut fit) = self.fit.try_lock() {
             fit.learn(sample);
-            self.publish(Rates::from_fit(&fit), fit.samples);
+            self.publish(fit.rates(), fit.samples());
         }
     }
 
@@ -168,51 +101,108 @@ impl Cell {
     }
 }
 
-/// Learned rates by replica, and of the fleet as a whole; shared by all shards.
+/// Learned rates by replica and by pool; shared by all shards.
 #[derive(Debug)]
 pub struct LearnedRates {
-    fleet: Cell,
     replicas: Box<[Cell]>,
+    /// As many as replicas: each is counted to one pool.
+    pools: Box<[Cell]>,
+    /// Which of the pools a replica is counted to.
+    pool_of: Box<[AtomicU32]>,
+    /// Whose each of the pools is; only the single writer of the fleet takes this lock.
+    names: Mutex<Vec<Option<String>>>,
     /// Configured prefill rates (seconds a token), which are not learned; zero where there is none.
     fixed: Box<[AtomicU32]>,
     prior: Rates,
+}
+
+/// What is to be known of a replica before anything is learned of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Member<'m> {
+    /// Which.
+    pub slot: ReplicaSlot,
+    /// The model whose replicas it is priced like.
+    pub pool: &'m str,
+    /// Its configured prefill rate, which is not learned.
+    pub prefill_tokens_per_s: Option<f64>,
 }
 
 impl LearnedRates {
     /// Columns of `slots_max` cells that know nothing but `prior`.
     #[must_use]
     pub fn new(slots_max: usize, prior: Rates) -> Self {
+        let cells = || (0..slots_max).map(|_| Cell::new(prior)).collect();
+        let zeros = || (0..slots_max).map(|_| AtomicU32::new(0)).collect();
         Self {
-            fleet: Cell::new(prior),
-            replicas: (0..slots_max).map(|_| Cell::new(prior)).collect(),
-            fixed: (0..slots_max).map(|_| AtomicU32::new(0)).collect(),
+            replicas: cells(),
+            pools: cells(),
+            pool_of: zeros(),
+            names: Mutex::new(vec![None; slots_max]),
+            fixed: zeros(),
             prior,
         }
     }
 
     /// Starts over for a replica that is new at `slot`.
-    pub fn reset(&self, slot: ReplicaSlot, prefill_tokens_per_s: Option<f64>) {
-        if let (Some(cell), Some(fixed)) = (self.replicas.get(slot.index()), self.fixed.get(slot.index())) {
+    pub fn reset(&self, slot: ReplicaSlot) {
+        if let Some(cell) = self.replicas.get(slot.index()) {
             cell.reset(self.prior);
-            fixed.store(prefill_tokens_per_s.map_or(0, |rate| narrow(1.0 / rate.max(1.0)).to_bits()), Relaxed);
         }
     }
 
-    /// What `slot` is priced at: its own rates where they are known and differ, else the fleet's, else the prior.
+    /// Takes up who is in which pool; `members` are all replicas there are. What was learned stays: of replicas as
+    /// long as they are not [`Self::reset`], of a pool as long as it has any.
+    pub fn assign(&self, members: &[Member<'_>]) {
+        let mut names = self.names.lock();
+        let wanted: HashSet<&str> = members.iter().map(|member| member.pool).collect();
+        for name in names.iter_mut() {
+            name.take_if(|name| !wanted.contains(name.as_str()));
+        }
+        let mut places: HashMap<String, usize> =
+            names.iter().enumerate().filter_map(|(place, name)| Some((name.clone()?, place))).collect();
+        let mut free = 0;
+        for member in members {
+            let place = match places.get(member.pool) {
+                Some(place) => *place,
+                None => {
+                    while names.get(free).is_some_and(Option::is_some) {
+                        free += 1;
+                    }
+                    let (Some(name), Some(cell)) = (names.get_mut(free), self.pools.get(free)) else { continue };
+                    cell.reset(self.prior);
+                    *name = Some(member.pool.to_owned());
+                    places.insert(member.pool.to_owned(), free);
+                    free
+                }
+            };
+            let slot = member.slot.index();
+            if let (Some(pool), Some(fixed)) = (self.pool_of.get(slot), self.fixed.get(slot)) {
+                pool.store(u32::try_from(place).unwrap_or(0), Relaxed);
+                let rate = member.prefill_tokens_per_s.map_or(0.0, |rate| narrow(1.0 / rate.max(1.0)));
+                fixed.store(rate.to_bits(), Relaxed);
+            }
+        }
+    }
+
+    fn pool(&self, slot: ReplicaSlot) -> Option<&Cell> {
+        self.pools.get(self.pool_of.get(slot.index())?.load(Relaxed) as usize)
+    }
+
+    /// What `slot` is priced at: its own rates where they are known and differ, else its pool's, else the prior.
     #[inline]
     #[must_use]
     pub fn rates(&self, slot: ReplicaSlot) -> Rates {
-        let fleet = if self.fleet.samples.load(Relaxed) >= SAMPLES_TO_TRUST { self.fleet.rates() } else { self.prior };
-        let Some(cell) = self.replicas.get(slot.index()) else { return fleet };
-        let mut rates = fleet;
+        let known = self.pool(slot).filter(|pool| pool.samples.load(Relaxed) >= SAMPLES_TO_TRUST);
+        let mut rates = known.map_or(self.prior, Cell::rates);
+        let Some(cell) = self.replicas.get(slot.index()) else { return rates };
         if cell.samples.load(Relaxed) >= SAMPLES_TO_DIFFER {
             let own = cell.rates();
-            let ratio = own.prefill_s_per_token / fleet.prefill_s_per_token;
+            let ratio = own.prefill_s_per_token / rates.prefill_s_per_token;
             if !(1.0 / SAME_WITHIN..=SAME_WITHIN).contains(&ratio) {
                 rates = own;
             }
         }
-        let fixed = f32::from_bits(self.fixed[slot.index()].load(Relaxed));
+        let fixed = self.fixed.get(slot.index()).map_or(0.0, |fixed| f32::from_bits(fixed.load(Relaxed)));
         if fixed > 0.0 {
             rates.prefill_s_per_token = fixed;
         }
@@ -232,17 +222,20 @@ impl LearnedRates {
         self.replicas.get(slot.index()).map_or(0, |cell| cell.samples.load(Relaxed))
     }
 
-    /// True once the price of `slot` rests on answers, its own or the fleet's.
+    /// True once the price of `slot` rests on answers, its own or its pool's.
     #[must_use]
     pub fn is_learned(&self, slot: ReplicaSlot) -> bool {
-        self.fleet.samples.load(Relaxed).max(self.samples(slot)) >= SAMPLES_TO_TRUST
+        let pool = self.pool(slot).map_or(0, |pool| pool.samples.load(Relaxed));
+        pool.max(self.samples(slot)) >= SAMPLES_TO_TRUST
     }
 
     /// Learns from one answer.
     pub fn learn(&self, slot: ReplicaSlot, sample: Sample) {
         if let Some(cell) = self.replicas.get(slot.index()) {
             cell.learn(sample);
-            self.fleet.learn(sample);
+        }
+        if let Some(pool) = self.pool(slot) {
+            pool.learn(sample);
         }
     }
 
@@ -356,6 +349,52 @@ mod tests {
         }
         assert_eq!(rates.rates(a), rates.rates(b));
         assert!(rates.rates(slow).prefill_s_per_token > 3.0 * rates.rates(a).prefill_s_per_token);
+    }
+
+    fn member(slot: u16, pool: &str) -> Member<'_> {
+        Member { slot: ReplicaSlot(slot), pool, prefill_tokens_per_s: None }
+    }
+
+    #[test]
+    fn pools_of_unlike_models_are_priced_apart_and_each_alike() {
+        let rates = LearnedRates::new(5, PRIOR);
+        let mut members = [member(0, "8b"), member(1, "8b"), member(2, "70b"), member(3, "70b")];
+        rates.assign(&members);
+        let mut rng = fastrand::Rng::with_seed(5);
+        for _ in 0..5 {
+            for slot in 0..4 {
+                let (prefill, decode) = if slot < 2 { (2e-5, 0.01) } else { (2e-4, 0.04) };
+                train(&rates, ReplicaSlot(slot), prefill, decode, &mut rng);
+            }
+        }
+        let of = |slot| rates.rates(ReplicaSlot(slot));
+        assert_eq!(of(0), of(1));
+        assert_eq!(of(2), of(3));
+        assert!(near(of(0).prefill_s_per_token, 2e-5) && near(of(2).prefill_s_per_token, 2e-4));
+        // A newcomer is priced as its pool is; what a pool learned stays while others come and go.
+        let before = (of(0), of(2));
+        members.reverse();
+        rates.assign(&[&members[..], &[member(4, "70b")]].concat());
+        assert_eq!((of(0), of(2)), before);
+        assert_eq!(of(4), of(2));
+        rates.assign(&members[2..]);
+        rates.reset(ReplicaSlot(4));
+        rates.assign(&[&members[..], &[member(4, "new")]].concat());
+        assert_eq!(of(4), PRIOR, "a pool that comes back or is new starts over");
+        assert_eq!(of(0), before.0);
+    }
+
+    #[test]
+    fn a_configured_rate_holds_from_the_next_reload_and_what_was_learned_stays() {
+        let rates = LearnedRates::new(1, PRIOR);
+        let slot = ReplicaSlot(0);
+        train(&rates, slot, 2e-5, 0.01, &mut fastrand::Rng::with_seed(2));
+        let learned = rates.rates(slot);
+        rates.assign(&[Member { prefill_tokens_per_s: Some(1000.0), ..member(0, "m") }]);
+        assert!(near(rates.rates(slot).prefill_s_per_token, 1e-3));
+        assert_eq!(rates.samples(slot), 300);
+        rates.assign(&[member(0, "m")]);
+        assert!((rates.rates(slot).prefill_s_per_token / learned.prefill_s_per_token - 1.0).abs() < 0.1);
     }
 
     #[test]

@@ -20,7 +20,8 @@ mod route;
 mod shard;
 
 pub use self::control::Reload;
-pub use self::core::{Addresses, Core, Open};
+pub use self::core::{Core, Open};
+pub use self::listen::TooManySockets;
 pub use self::respond::Dialect;
 
 use self::control::Control;
@@ -62,6 +63,9 @@ pub enum StartError {
         /// Why.
         cause: std::io::Error,
     },
+    /// More listening sockets than a binary upgrade can hand over.
+    #[error(transparent)]
+    Sockets(#[from] TooManySockets),
     /// Memory for the index, or a thread, cannot be had.
     #[error("cannot allocate what the gateway needs: {0}")]
     Resources(#[from] std::io::Error),
@@ -118,7 +122,17 @@ impl Gateway {
     /// [`StartError`].
     pub fn run(config: Config, options: RunOptions) -> Result<Self, StartError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let shards = config.shards.map_or(cores, usize::from).max(1);
+        let wanted = config.shards.map_or(cores, usize::from).max(1);
+        let shards = listen::shards_that_fit(wanted, config.listen.len(), config.admin.is_some())?;
+        if shards < wanted {
+            let most = listen::SOCKETS_MAX;
+            tracing::warn!(
+                wanted,
+                shards,
+                most,
+                "fewer shards: an upgrade hands over no more listening sockets than that"
+            );
+        }
         let (core, registry) = build(config, shards)?;
         let snapshot = core.snapshot.load_full();
         let mut server = Server::new_with_opt_and_conf(
@@ -150,7 +164,6 @@ impl Gateway {
             server.add_service(OneThread::new("admin".to_owned(), Admin::new(&core), vec![endpoint], None));
         }
         let control = Arc::new(Control::new(Arc::clone(&core), registry, options.reload));
-        control.resolve_literals();
         let (stop, stopped) = oneshot::channel();
         let watch = Watch { core: Arc::clone(&core), stopped: Some(stopped).into(), signals: options.signals };
         let phases = server.watch_execution_phase();
@@ -285,7 +298,10 @@ fn server_conf(config: &Config) -> ServerConf {
 
 fn spawn_control(control: Arc<Control>) -> std::io::Result<(oneshot::Sender<()>, JoinHandle<()>)> {
     let (stop, stopped) = oneshot::channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(16).build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(control::THREADS_MAX)
+        .build()?;
     let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         runtime.block_on(control.run(stopped));
         runtime.shutdown_background();

@@ -3,10 +3,10 @@
 
 use super::Placement;
 use crate::config::Config;
-use crate::fleet::{Engine, Fleet, Membership};
+use crate::fleet::{Engine, Fleet, Membership, Replica};
 use crate::health::HealthColumns;
 use crate::id::{PoolId, ReplicaSlot};
-use crate::learn::{LearnedRates, Rates, Sample, TokenRatio};
+use crate::learn::{LearnedRates, Member, Rates, Sample, TokenRatio};
 use crate::load::LoadColumns;
 use crate::policy::{self, Policy};
 use crate::prefix::BLOCK_BYTES;
@@ -16,6 +16,9 @@ use crate::prefix::pending::PendingPrefills;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// What an answer teaches of a capacity is taken up when it moves by more than this share.
+const CAPACITY_STEP: f32 = 0.05;
 
 /// Sizes that are fixed for the life of the process.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +50,8 @@ pub struct Shared {
     pub rates: LearnedRates,
     retractions: Box<[AtomicU32]>,
     surprises: Box<[AtomicU32]>,
+    /// Blocks each replica holds, as the index was told (the bits of an `f32`).
+    capacities: Box<[AtomicU32]>,
 }
 
 /// Tokens a replica should hold before it is a surprise that it holds none.
@@ -70,19 +75,32 @@ impl Shared {
             rates: LearnedRates::new(slots, config.prior),
             retractions: (0..slots).map(|_| AtomicU32::new(0)).collect(),
             surprises: (0..slots).map(|_| AtomicU32::new(0)).collect(),
+            capacities: (0..slots).map(|_| AtomicU32::new(0)).collect(),
         })
     }
 
-    /// Forgets what was known of the slots that changed hands.
+    /// Forgets what was known of the slots that changed hands, and takes up what `snapshot` says of all others.
     pub fn apply(&self, change: &Membership, snapshot: &Snapshot) {
         for &slot in change.joined.iter().chain(&change.left) {
             self.index.forget(slot);
             self.health.reset(slot);
-            let configured = snapshot.fleet.replica(slot).and_then(|replica| replica.config.prefill_tokens_per_s);
-            self.rates.reset(slot, configured);
+            self.rates.reset(slot);
         }
+        let likes = models_in_common(&snapshot.fleet);
+        let members: Vec<_> = snapshot.fleet.replicas.iter().map(|replica| member(replica, &likes)).collect();
+        self.rates.assign(&members);
         for replica in &snapshot.fleet.replicas {
-            self.index.set_capacity(replica.slot, whole(snapshot.limits(replica.slot).kv_blocks));
+            self.set_capacity(replica.slot, snapshot.limits(replica.slot).kv_blocks, 0.0);
+        }
+    }
+
+    /// Tells the index how many blocks `slot` holds, if that changes by more than the share `step`: it takes a lock.
+    fn set_capacity(&self, slot: ReplicaSlot, blocks: f32, step: f32) {
+        let Some(cell) = self.capacities.get(slot.index()) else { return };
+        let known = f32::from_bits(cell.load(Relaxed));
+        if (blocks - known).abs() > known * step {
+            cell.store(blocks.to_bits(), Relaxed);
+            self.index.set_capacity(slot, whole(blocks));
         }
     }
 
@@ -90,6 +108,7 @@ impl Shared {
     pub(super) fn record(&self, placement: &mut Placement) {
         let slot = placement.decision.chosen.slot;
         placement.retractions_before = self.retractions(slot);
+        self.health.placed(slot, placement.decision.at);
         self.index.record(slot, &placement.chain);
     }
 
@@ -152,8 +171,29 @@ impl Shared {
             let slot = placement.decision.chosen.slot;
             let blocks = snapshot.kv_tokens(slot) * ratio.bytes_per_token() / BLOCK_BYTES as f64;
             #[expect(clippy::cast_possible_truncation, reason = "blocks need 7 digits")]
-            self.index.set_capacity(slot, whole(blocks as f32));
+            self.set_capacity(slot, blocks as f32, CAPACITY_STEP);
         }
+    }
+}
+
+/// How many replicas say they serve each model.
+fn models_in_common(fleet: &Fleet) -> HashMap<&str, usize> {
+    let mut likes = HashMap::new();
+    for model in fleet.replicas.iter().filter_map(|replica| replica.models.as_ref()).flatten() {
+        *likes.entry(model.as_str()).or_default() += 1;
+    }
+    likes
+}
+
+/// A replica is priced like those that serve the model that it has in common with most: of a model and its adapters,
+/// the model. Those that have not said what they serve are priced like each other.
+fn member<'m>(replica: &'m Replica, likes: &HashMap<&str, usize>) -> Member<'m> {
+    let models = replica.models.iter().flatten().map(String::as_str);
+    let common = models.max_by_key(|model| (likes.get(model), std::cmp::Reverse(*model)));
+    Member {
+        slot: replica.slot,
+        pool: common.unwrap_or_default(),
+        prefill_tokens_per_s: replica.config.prefill_tokens_per_s,
     }
 }
 
@@ -275,5 +315,61 @@ impl Snapshot {
             kv_blocks: (self.kv_tokens(slot) * ratio / BLOCK_BYTES as f64).max(1.0) as f32,
             is_slotted: replica.is_some_and(|replica| replica.engine == Engine::LlamaCpp),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::Registry;
+
+    const PRIOR: Rates = Rates { base_s: 0.0, prefill_s_per_token: 1e-4, decode_s_per_token: 0.01 };
+
+    fn shared() -> Shared {
+        Shared::new(&SharedConfig { slots_max: 4, index_bytes: 4 << 20, hash_key: [7; 32], prior: PRIOR }).unwrap()
+    }
+
+    fn snapshot(registry: &mut Registry, yaml: &str) -> (Membership, Snapshot) {
+        let config = crate::config::parse(yaml).unwrap();
+        let (fleet, change) = registry.rebuild(&config.replicas, &config.models, &HashMap::new(), |_| true).unwrap();
+        (change, Snapshot::new(config, fleet, &TokenRatios::default()))
+    }
+
+    #[test]
+    fn a_changed_rate_of_a_replica_that_stays_takes_effect() {
+        let (shared, mut registry) = (shared(), Registry::new(4));
+        let slot = ReplicaSlot(0);
+        for (rate, wanted) in [(1000, 1e-3), (4000, 2.5e-4)] {
+            let yaml = format!("replicas: [{{id: a, url: 'http://a:1', models: [m], prefill_tokens_per_s: {rate}}}]");
+            let (change, snapshot) = snapshot(&mut registry, &yaml);
+            shared.apply(&change, &snapshot);
+            assert!((f64::from(shared.rates.rates(slot).prefill_s_per_token) / wanted - 1.0).abs() < 1e-3, "{rate}");
+        }
+    }
+
+    #[test]
+    fn a_model_and_its_adapters_are_priced_as_one() {
+        let mut registry = Registry::new(4);
+        let yaml = "replicas:\n\
+            - {id: a, url: 'http://a:1', models: [adapter, m]}\n\
+            - {id: b, url: 'http://b:1', models: [m]}\n\
+            - {id: c, url: 'http://c:1', models: [large]}\n\
+            - {id: d, url: 'http://d:1'}\n";
+        let (_, snapshot) = snapshot(&mut registry, yaml);
+        let likes = models_in_common(&snapshot.fleet);
+        let pools: Vec<_> = snapshot.fleet.replicas.iter().map(|replica| member(replica, &likes).pool).collect();
+        assert_eq!(pools, ["m", "m", "large", ""]);
+    }
+
+    #[test]
+    fn the_index_hears_of_a_capacity_only_when_it_changes_much() {
+        let shared = shared();
+        let told = |blocks| {
+            shared.set_capacity(ReplicaSlot(1), blocks, CAPACITY_STEP);
+            f32::from_bits(shared.capacities[1].load(Relaxed)).to_bits() == f32::to_bits(blocks)
+        };
+        assert!(told(1000.0));
+        assert!(!told(1040.0) && !told(960.0));
+        assert!(told(1060.0) && told(1000.0));
     }
 }

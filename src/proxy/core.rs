@@ -1,42 +1,13 @@
-//! What all shards and the control thread share: the clock, the pipeline's state, the snapshot in force, addresses,
-//! metrics, and how much is open.
+//! What all shards and the control thread share: the clock, the pipeline's state, the snapshot in force, metrics, and how
+//! much is open.
 
 use crate::clock::Clock;
-use crate::id::ReplicaSlot;
 use crate::pipeline::{Shared, Snapshot};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::record::Ring;
 use arc_swap::ArcSwap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-
-/// Where each replica is, by slot; replaced whole when a name resolves anew.
-#[derive(Clone, Debug, Default)]
-pub struct Addresses {
-    by_slot: Vec<Option<SocketAddr>>,
-}
-
-impl Addresses {
-    /// The table of `entries`.
-    #[must_use]
-    pub fn new(entries: impl IntoIterator<Item = (ReplicaSlot, SocketAddr)>) -> Self {
-        let mut by_slot = Vec::new();
-        for (slot, address) in entries {
-            if by_slot.len() <= slot.index() {
-                by_slot.resize(slot.index() + 1, None);
-            }
-            by_slot[slot.index()] = Some(address);
-        }
-        Self { by_slot }
-    }
-
-    /// The address of `slot`, once its name has resolved.
-    #[must_use]
-    pub fn get(&self, slot: ReplicaSlot) -> Option<SocketAddr> {
-        self.by_slot.get(slot.index()).copied().flatten()
-    }
-}
 
 /// The process's shared state.
 #[derive(Debug)]
@@ -47,8 +18,6 @@ pub struct Core {
     pub shared: Arc<Shared>,
     /// What is in force; read once a request.
     pub snapshot: ArcSwap<Snapshot>,
-    /// Where replicas are.
-    pub addresses: ArcSwap<Addresses>,
     /// Metrics.
     pub metrics: Metrics,
     /// The last decisions of each shard.
@@ -83,7 +52,6 @@ impl Core {
             clock,
             metrics: Metrics::new(),
             rings: (0..shards).map(|_| Arc::new(Ring::default())).collect(),
-            addresses: ArcSwap::default(),
             snapshot: ArcSwap::from_pointee(snapshot),
             reload_error: ArcSwap::default(),
             shared,

@@ -10,6 +10,9 @@ use memchr::memmem;
 /// The start of an event longer than this passes before its end.
 const HELD_BYTES_MAX: usize = 64 * 1024;
 
+/// The longest blank line, bytes.
+const BLANK_LINE_MAX: usize = 3;
+
 /// Holds back the start of an event until its end.
 #[derive(Debug, Default)]
 pub(super) struct EventGate {
@@ -20,25 +23,40 @@ pub(super) struct EventGate {
 
 impl EventGate {
     /// What may pass now that `chunk` has come; empty when all of it waits.
-    pub(super) fn pass(&mut self, chunk: Bytes) -> Bytes {
-        let mut bytes = chunk;
+    pub(super) fn pass(&mut self, mut chunk: Bytes) -> Bytes {
         if !self.held.is_empty() {
-            self.held.extend_from_slice(&bytes);
-            bytes = self.held.split().freeze();
+            return self.pass_with_held(&chunk);
         }
-        match end_of_last_event(&bytes) {
+        match end_of_last_event(&chunk) {
             Some(end) => {
-                let rest = bytes.split_off(end);
+                let rest = chunk.split_off(end);
                 self.held.extend_from_slice(&rest);
                 self.is_open = false;
             }
-            None if self.is_open || bytes.len() > HELD_BYTES_MAX => self.is_open = true,
+            None if self.is_open || chunk.len() > HELD_BYTES_MAX => self.is_open = true,
             None => {
-                self.held.extend_from_slice(&bytes);
-                bytes.clear();
+                self.held.extend_from_slice(&chunk);
+                chunk.clear();
             }
         }
-        bytes
+        chunk
+    }
+
+    /// What is held has no end in it: only what is new, and a blank line that began before it, is looked at.
+    fn pass_with_held(&mut self, chunk: &[u8]) -> Bytes {
+        let from = self.held.len().saturating_sub(BLANK_LINE_MAX - 1);
+        self.held.extend_from_slice(chunk);
+        match self.held.get(from..).and_then(end_of_last_event) {
+            Some(end) => {
+                self.is_open = false;
+                self.held.split_to(from + end).freeze()
+            }
+            None if self.held.len() > HELD_BYTES_MAX => {
+                self.is_open = true;
+                self.held.split().freeze()
+            }
+            None => Bytes::new(),
+        }
     }
 
     /// The stream ended as it should: what is held passes too.
@@ -90,6 +108,21 @@ mod tests {
         assert_eq!(gate.closing(), b"\n\n");
         assert_eq!(passed(&mut gate, b"end\n\nnext"), "end\n\n");
         assert_eq!(gate.closing(), b"");
+    }
+
+    #[test]
+    fn what_is_held_is_not_copied_again_for_each_chunk() {
+        let mut gate = EventGate { held: BytesMut::with_capacity(1024), is_open: false };
+        assert_eq!(passed(&mut gate, b"data: "), "");
+        let place = gate.held.as_ptr();
+        for _ in 0..500 {
+            assert_eq!(passed(&mut gate, b"x"), "");
+        }
+        assert_eq!(gate.held.as_ptr(), place);
+        assert_eq!(passed(&mut gate, b"\n"), "");
+        assert_eq!(passed(&mut gate, b"\r"), "");
+        assert_eq!(passed(&mut gate, b"\n: next").len(), 6 + 500 + 3, "the blank line began in what was held");
+        assert_eq!(gate.rest(), ": next");
     }
 
     #[test]

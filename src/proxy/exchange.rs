@@ -239,9 +239,8 @@ impl Exchange<'_> {
         underway: &mut Underway,
     ) -> Option<Result<Answer, Failure>> {
         let slot = placement.decision.chosen.slot;
-        let Some((replica, address)) =
-            self.snapshot.fleet.replica(slot).zip(self.shard.core.addresses.load().get(slot))
-        else {
+        let replica = self.snapshot.fleet.replica(slot);
+        let Some((replica, address)) = replica.and_then(|replica| Some((replica, replica.address()?))) else {
             return Some(Err(Failure { reject: Reject::UpstreamConnect, elsewhere: true, is_down: false }));
         };
         let head = self.session.req_header().clone();
@@ -452,7 +451,8 @@ impl Exchange<'_> {
         self.shard.metrics.finished(self.api, outcome.placement.as_ref().map(|p| &p.decision), &ending);
         super::access::log(self.shard, &self.snapshot, self.api, outcome.placement.as_ref(), &ending);
         if let Some(placement) = outcome.placement {
-            self.shard.ring.push(Record { decision: placement.decision, ending });
+            let snapshot = Arc::clone(&self.snapshot);
+            self.shard.ring.push(Record { decision: placement.decision, snapshot, ending });
             self.shard.decider.lock().recycle(placement);
         } else {
             self.shard.ring.refused(ending);

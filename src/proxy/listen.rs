@@ -16,6 +16,32 @@ use std::sync::Arc;
 /// Connections that wait to be accepted, a socket.
 const BACKLOG: i32 = 4096;
 
+/// Listening sockets that Pingora hands over in a binary upgrade; the next process does not come up with more.
+pub(super) const SOCKETS_MAX: usize = 32;
+
+/// More listening sockets than a binary upgrade can hand over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{wanted} addresses to listen on; at most {SOCKETS_MAX} can be handed over in an upgrade")]
+pub struct TooManySockets {
+    /// Addresses configured, the admin listener among them.
+    pub wanted: usize,
+}
+
+/// How many of the `wanted` shards can have a socket of their own for each of `addresses`, beside the admin listener's.
+///
+/// # Errors
+/// [`TooManySockets`] when there is not room for one.
+pub(super) const fn shards_that_fit(wanted: usize, addresses: usize, admin: bool) -> Result<usize, TooManySockets> {
+    if addresses == 0 {
+        return Ok(wanted);
+    }
+    match (SOCKETS_MAX - admin as usize) / addresses {
+        0 => Err(TooManySockets { wanted: addresses + admin as usize }),
+        most if most < wanted => Ok(most),
+        _ => Ok(wanted),
+    }
+}
+
 /// Binds `count` sockets to `address`. With port 0 the system picks one port for all.
 ///
 /// # Errors
@@ -159,5 +185,47 @@ mod tests {
     fn a_taken_port_is_an_error_not_a_shared_one() {
         let (address, _held) = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
         assert_eq!(bind(address, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn no_more_sockets_than_an_upgrade_hands_over() {
+        assert_eq!(shards_that_fit(64, 1, true), Ok(31));
+        assert_eq!(shards_that_fit(64, 1, false), Ok(32));
+        assert_eq!(shards_that_fit(16, 2, false), Ok(16));
+        assert_eq!(shards_that_fit(16, 2, true), Ok(15));
+        assert_eq!(shards_that_fit(2, 0, true), Ok(2));
+        assert_eq!(shards_that_fit(1, 32, true), Err(TooManySockets { wanted: 33 }));
+    }
+
+    struct Nothing;
+
+    #[async_trait]
+    impl HttpServerApp for Nothing {
+        async fn process_new_http(
+            self: &Arc<Self>,
+            _session: pingora_core::protocols::http::ServerSession,
+            _shutdown: &ShutdownWatch,
+        ) -> Option<pingora_core::apps::ReusedHttpStream> {
+            None
+        }
+    }
+
+    /// Pingora closes what no service says it listens on: a service must name its sockets as the table does.
+    #[test]
+    fn inherited_sockets_that_no_shard_claims_are_closed() {
+        let (address, listeners) = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        let left = listeners[0].try_clone().unwrap();
+        let mut inherited = Fds::new();
+        for (shard, listener) in listeners.into_iter().enumerate() {
+            inherited.add(key(address, &shard.to_string()), listener.into_raw_fd());
+        }
+        let endpoint = Endpoint { key: key(address, "0"), address, listener: None };
+        let service = OneThread::new("shard-0".to_owned(), Nothing, vec![endpoint], None);
+        let claimed = service.listen_addresses().unwrap().into_iter().collect();
+        assert_eq!(inherited.close_unclaimed(&claimed), [key(address, "1")]);
+        assert!(inherited.get(&key(address, "0")).is_some());
+        // Every connection now comes to the socket that is left: none waits where nobody accepts.
+        let clients: Vec<_> = (0..16).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        assert_eq!((0..16).filter(|_| left.accept().is_ok()).count(), clients.len());
     }
 }

@@ -27,7 +27,8 @@ impl RetryBudget {
     fn fill(&mut self, config: &RetryConfig, now: Now) {
         let earned = now.seconds_since(self.filled_at) * config.budget_floor_per_s;
         self.tokens = (self.tokens + earned).min(Self::most(config));
-        self.filled_at = now;
+        // A request pays in as of when it came, which may be long before the last one that took out.
+        self.filled_at = self.filled_at.max(now);
     }
 
     /// A request came.
@@ -71,5 +72,15 @@ mod tests {
         while budget.withdraw(&config, Now(0)) {}
         assert!(!budget.withdraw(&config, Now(400_000_000)));
         assert!(budget.withdraw(&config, Now(600_000_000)));
+    }
+
+    #[test]
+    fn no_second_is_paid_twice() {
+        let config = RetryConfig { attempts: 3, budget: 0.0, budget_floor_per_s: 1.0 };
+        let mut budget = RetryBudget::new(&config, Now(0));
+        let late = Now(60_000_000_000);
+        while budget.withdraw(&config, late) {}
+        budget.deposit(&config, Now(50_000_000_000));
+        assert!(!budget.withdraw(&config, late));
     }
 }

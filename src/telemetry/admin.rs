@@ -80,7 +80,6 @@ impl Admin {
 
     fn replicas(&self) -> Value {
         let (core, snapshot, now) = (&self.core, self.core.snapshot.load(), self.core.clock.now());
-        let addresses = core.addresses.load();
         let rows = snapshot.fleet.replicas.iter().map(|replica| {
             let slot = replica.slot;
             let rates = core.shared.rates.rates(slot);
@@ -91,7 +90,7 @@ impl Admin {
             json!({
                 "id": replica.config.id,
                 "url": replica.config.url.as_str(),
-                "address": addresses.get(slot).map(|address| address.to_string()),
+                "address": replica.address().map(|address| address.to_string()),
                 "models": replica.models,
                 "engine": replica.engine.as_str(),
                 "slots": replica.slots,
@@ -113,11 +112,11 @@ impl Admin {
     }
 
     fn decisions(&self, most: usize) -> Value {
-        let (snapshot, now) = (self.core.snapshot.load(), self.core.clock.now());
+        let now = self.core.clock.now();
         let mut records: Vec<_> = self.core.rings.iter().flat_map(|ring| ring.read()).collect();
         records.sort_by_key(|record| std::cmp::Reverse(record.decision.at));
         let age = |at: Now| now.since(at).as_millis();
-        let rows = records.iter().take(most).map(|record| record_json(record, &snapshot, age(record.decision.at)));
+        let rows = records.iter().take(most).map(|record| record_json(record, age(record.decision.at)));
         Value::Array(rows.collect())
     }
 

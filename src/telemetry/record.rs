@@ -5,6 +5,7 @@ use crate::pipeline::{Choice, Decision, Snapshot};
 use crate::reject::Reject;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Records that one shard keeps.
@@ -30,10 +31,12 @@ pub struct Ending {
 }
 
 /// One request: what was decided and what came of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Record {
     /// What was decided.
     pub decision: Decision,
+    /// What it was decided by: slots and pools mean others after a reload. Kept no longer than the ring keeps the record.
+    pub snapshot: Arc<Snapshot>,
     /// What came of it.
     pub ending: Ending,
 }
@@ -140,8 +143,8 @@ pub fn decision_json(decision: &Decision, snapshot: &Snapshot) -> Value {
 
 /// A record as JSON; `age_ms` is how long ago it was decided.
 #[must_use]
-pub fn record_json(record: &Record, snapshot: &Snapshot, age_ms: u128) -> Value {
-    let mut value = decision_json(&record.decision, snapshot);
+pub fn record_json(record: &Record, age_ms: u128) -> Value {
+    let mut value = decision_json(&record.decision, &record.snapshot);
     value["age_ms"] = json!(u64::try_from(age_ms).unwrap_or(u64::MAX));
     value["outcome"] = ending_json(&record.ending);
     value
@@ -181,5 +184,36 @@ mod tests {
         let kept = ring.read_refusals();
         assert_eq!(kept.len(), RING);
         assert!(kept.iter().all(|ending| usize::from(ending.status) >= 2000 - RING));
+    }
+
+    #[test]
+    fn a_record_names_what_it_was_decided_by_whatever_is_reloaded_since() {
+        use crate::clock::Now;
+        use crate::fleet::Registry;
+        use crate::learn::Rates;
+        use crate::pipeline::{Decider, Hints, Shared, SharedConfig, TokenRatios};
+        use std::collections::HashMap;
+
+        let mut registry = Registry::new(1);
+        let mut snapshot = |id: &str, model: &str| {
+            let yaml = format!("replicas: [{{id: {id}, url: 'http://{id}:1', models: [{model}]}}]");
+            let config = crate::config::parse(&yaml).unwrap();
+            let (fleet, _) = registry.rebuild(&config.replicas, &[], &HashMap::new(), |_| true).unwrap();
+            Arc::new(Snapshot::new(config, fleet, &TokenRatios::default()))
+        };
+        let (before, after) = (snapshot("old", "m"), snapshot("new", "n"));
+        assert_eq!(before.fleet.replicas[0].slot, after.fleet.replicas[0].slot);
+        let prior = Rates { base_s: 0.0, prefill_s_per_token: 1e-4, decode_s_per_token: 0.0 };
+        let shared =
+            Shared::new(&SharedConfig { slots_max: 1, index_bytes: 4 << 20, hash_key: [0; 32], prior }).unwrap();
+        let mut decider = Decider::new(&before.config, 1, 0, 1, 0);
+        let body = br#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#;
+        let api = crate::parse::Api::from_path("/v1/chat/completions").unwrap();
+        let placed = decider.decide(&shared, &before, api, body, Hints::default(), Now(0)).unwrap();
+        let ring = Ring::default();
+        ring.push(Record { decision: placed.decision, snapshot: before, ending: Ending::default() });
+        let shown = record_json(&ring.read()[0], 0);
+        assert_eq!((shown["model"].as_str(), shown["chosen"]["replica"].as_str()), (Some("m"), Some("old")));
+        assert!(shown["why"].as_str().unwrap().starts_with("old "), "{shown}");
     }
 }
