@@ -139,11 +139,12 @@ impl Decider {
         now: Now,
     ) -> Result<Placement, Reject> {
         let mut placement = self.consider(shared, snapshot, api, body, hints, now)?;
-        shared.record(&mut placement);
+        shared.record(&mut placement, now);
         Ok(placement)
     }
 
-    /// As [`Self::decide`], but leaves no trace: for `explain`.
+    /// As [`Self::decide`], but puts nothing on record: for `explain`. (It takes a turn of `round_robin`, as any look at
+    /// its next choice must.)
     ///
     /// # Errors
     /// As [`Self::decide`].
@@ -225,7 +226,7 @@ impl Decider {
         let picked = self.price_and_pick(shared, snapshot, &chain, placement, now);
         placement.chain = chain;
         picked?;
-        shared.record(placement);
+        shared.record(placement, now);
         Ok(())
     }
 

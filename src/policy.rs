@@ -38,6 +38,8 @@ pub struct View {
     pub kv_usage: Vec<f32>,
     /// Tokens of this prompt.
     pub prompt_tokens: f32,
+    /// The request was placed before, and failed there.
+    pub is_retry: bool,
     /// Equal for requests that should stay together (session, else first block).
     pub affinity_key: u64,
 }

@@ -255,6 +255,8 @@ fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartEr
         hash_key,
         prior: prior(&config),
     })?;
+    // Before the first request: the first touch of a page is a hundred times the cost of a decision.
+    shared.index.populate();
     let mut registry = Registry::new(slots_max);
     let (fleet, change) =
         registry.rebuild(&config.replicas, &config.models, &std::collections::HashMap::new(), |_| true)?;

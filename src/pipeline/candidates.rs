@@ -78,6 +78,7 @@ impl Candidates {
             return view;
         }
         admitted.clear();
+        admitted.is_retry = !tried.is_empty();
         (admitted.prompt_tokens, admitted.affinity_key) = (view.prompt_tokens, view.affinity_key);
         for (place, slot) in view.slots.iter().enumerate() {
             let in_flight = shared.load.in_flight(*slot);
@@ -199,7 +200,7 @@ mod tests {
     use crate::config::{Config, EjectionConfig, ReplicaConfig};
     use crate::fleet::Registry;
     use crate::id::{DecisionId, ReplicaSlot};
-    use crate::learn::{Rates, Sample};
+    use crate::learn::{Member, Rates, Sample};
     use crate::load::Flight;
 
     const PRIOR: Rates = Rates { base_s: 0.0, prefill_s_per_token: 1e-4, decode_s_per_token: 0.0 };
@@ -303,7 +304,8 @@ mod tests {
         }
         let seen = [1000, 1004, 1005, 1014, 1015, 1049, 1050].map(|at_ms| bench.learned(&snapshot, at_ms));
         assert_eq!(seen, [0, 0, 1, 2, 3, 9, 10], "five milliseconds each");
-        bench.shared.rates.reset(ReplicaSlot(0), Some(10.0));
+        let configured = Member { slot: ReplicaSlot(0), pool: "m", prefill_tokens_per_s: Some(10.0) };
+        bench.shared.rates.assign(&[configured]);
         let rate = bench.view(&snapshot, 0, 9000).prefill_s_per_token[0];
         assert!((rate - 0.1).abs() < 1e-6, "all at once after a pause");
     }

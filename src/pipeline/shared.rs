@@ -2,6 +2,7 @@
 //! change ([`Snapshot`]: one configuration with its fleet and policy, swapped whole at a reload).
 
 use super::Placement;
+use crate::clock::Now;
 use crate::config::Config;
 use crate::fleet::{Engine, Fleet, Membership, Replica};
 use crate::health::HealthColumns;
@@ -105,10 +106,10 @@ impl Shared {
     }
 
     /// Puts the prompt on record where it was placed.
-    pub(super) fn record(&self, placement: &mut Placement) {
+    pub(super) fn record(&self, placement: &mut Placement, now: Now) {
         let slot = placement.decision.chosen.slot;
         placement.retractions_before = self.retractions(slot);
-        self.health.placed(slot, placement.decision.at);
+        self.health.placed(slot, now);
         self.index.record(slot, &placement.chain);
     }
 

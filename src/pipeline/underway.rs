@@ -16,6 +16,8 @@ const SLACK_UNKNOWN: f64 = 4.0;
 const SLACK_LEAST: Duration = Duration::from_millis(50);
 /// Silence beyond what was expected that makes a replica suspect.
 const OVERDUE: Duration = Duration::from_secs(10);
+/// Uncached tokens counted, at most, of a request that waits for another's.
+const AWAITED_TOKENS: u64 = 256;
 /// Output tokens allowed for when an answer comes all at once, and its prefill is over only when the answer is there.
 const OUTPUT_TOKENS_SHORT: u32 = 32;
 
@@ -38,7 +40,6 @@ impl Underway {
     #[must_use]
     pub fn begin(shared: &Arc<Shared>, snapshot: &Snapshot, placement: &Placement, now: Now) -> Self {
         let chosen = &placement.decision.chosen;
-        let flight = Flight::start(&shared.load, chosen.slot, chosen.uncached_tokens());
         let until = expected_end(shared, placement, now);
         let (chain, held) = (placement.chain.as_slice(), placement.held_blocks);
         let is_slotted = snapshot.limits(chosen.slot).is_slotted;
@@ -56,6 +57,10 @@ impl Underway {
             };
             announcement = claim.and_then(|claim| shared.pending.announce(chosen.slot, claim, until));
         }
+        // Who waits for blocks that another request has computed will find them: only its own end is work.
+        let uncached = chosen.uncached_tokens();
+        let counted = if awaited.is_some() { uncached.min(AWAITED_TOKENS) } else { uncached };
+        let flight = Flight::start(&shared.load, chosen.slot, counted);
         Self {
             flight,
             announcement,

@@ -23,7 +23,8 @@ impl Policy for RoundRobin {
     #[expect(clippy::cast_precision_loss, reason = "at most 4,096")]
     fn cost(&self, view: &View, _rng: &mut fastrand::Rng, costs: &mut [f32]) {
         let n = view.len().max(1);
-        let turn = self.next.fetch_add(1, Relaxed) % n;
+        // A retry is not a turn: with two replicas, the one that fails would be first every time.
+        let turn = if view.is_retry { self.next.load(Relaxed) } else { self.next.fetch_add(1, Relaxed) } % n;
         for (place, cost) in costs.iter_mut().enumerate() {
             *cost = ((place + n - turn) % n) as f32;
         }

@@ -129,6 +129,7 @@ mod tests {
             resident_blocks: vec![0.0; n],
             kv_usage: vec![0.0; n],
             prompt_tokens: 2000.0,
+            is_retry: false,
             affinity_key: 1,
         }
     }

@@ -245,8 +245,13 @@ impl Exchange<'_> {
         };
         let head = self.session.req_header().clone();
         let has_body = !body.bytes.is_empty() || head.method == http::Method::POST;
-        let outbound =
-            Outbound { head: &head, body: has_body.then_some(&body.bytes), authority: &replica.authority, address };
+        let outbound = Outbound {
+            head: &head,
+            is_repeatable: self.is_repeatable(),
+            body: has_body.then_some(&body.bytes),
+            authority: &replica.authority,
+            address,
+        };
         // Boxed, so that its memory is gone while the answer streams.
         let mut attempt = Box::pin(forward::attempt(&self.shard.connector, &outbound, &self.snapshot.config.timeouts));
         loop {

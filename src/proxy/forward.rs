@@ -53,6 +53,8 @@ pub(super) struct Failure {
 pub(super) struct Outbound<'r> {
     /// The client's head.
     pub head: &'r RequestHeader,
+    /// It may run twice.
+    pub is_repeatable: bool,
     /// The whole body; `None` when the request has none.
     pub body: Option<&'r Bytes>,
     /// The replica's `host:port`.
@@ -77,7 +79,7 @@ pub(super) async fn attempt(
     let (tried, reused) = on_connection(connector, &peer, outbound, timeouts).await;
     let tried = match tried {
         // The replica closed a connection that was idle in the pool, as it may: once more on a new one.
-        Err(Failure { reject: Reject::UpstreamClosed, .. }) if reused => {
+        Err(Failure { reject: Reject::UpstreamClosed, .. }) if reused && outbound.is_repeatable => {
             let mut unpooled = peer.clone();
             unpooled.group_key = NEVER_POOLED;
             on_connection(connector, &unpooled, outbound, timeouts).await.0

@@ -4,6 +4,8 @@
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora_core::apps::HttpServerApp;
+use pingora_core::listeners::ListenerConfig;
+use pingora_core::protocols::l4::stream::L4BufferSettings;
 use pingora_core::server::{Fds, ListenFds, ShutdownWatch};
 use pingora_core::services::Service;
 use pingora_core::services::listening::Service as Listening;
@@ -13,6 +15,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 
+/// Bytes of a client connection's buffers. Heads and bodies are read into buffers of their own, so a second one before
+/// them only costs memory; writes are gathered until an event or a body is whole.
+const READ_BUFFER: usize = 0;
+const WRITE_BUFFER: usize = 4096;
 /// Connections that wait to be accepted, a socket.
 const BACKLOG: i32 = 4096;
 
@@ -116,7 +122,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> OneThread<A> {
     pub(super) fn new(name: String, app: A, endpoints: Vec<Endpoint>, core: Option<usize>) -> Self {
         let mut inner = Listening::new(name.clone(), app);
         for endpoint in &endpoints {
-            inner.add_tcp(&endpoint.address.to_string());
+            let listener = ListenerConfig::tcp(endpoint.address.to_string());
+            inner.add_listener(listener.l4_buffer(L4BufferSettings::new(READ_BUFFER, WRITE_BUFFER)));
         }
         Self { name, endpoints, core, inner: Mutex::new(Some(inner)) }
     }
