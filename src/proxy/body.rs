@@ -92,7 +92,7 @@ async fn gather(
     length: Option<u64>,
     limits: BodyLimits,
 ) -> Result<(), Reject> {
-    let Some(first) = next(session).await? else { return Ok(()) };
+    let Some(first) = next(session, limits).await? else { return Ok(()) };
     if u64::try_from(first.len()).ok() == length {
         body.count(first.len() as u64, limits.in_memory)?;
         body.bytes = first;
@@ -110,19 +110,21 @@ async fn gather(
         }
         body.count(total, limits.in_memory)?;
         whole.extend_from_slice(&bytes);
-        chunk = next(session).await?;
+        chunk = next(session, limits).await?;
     }
     body.bytes = whole.freeze();
     Ok(())
 }
 
-async fn next(session: &mut ServerSession) -> Result<Option<Bytes>, Reject> {
+async fn next(session: &mut ServerSession, limits: BodyLimits) -> Result<Option<Bytes>, Reject> {
     session.read_request_body().await.map_err(|error| {
+        if *error.etype() == ErrorType::ReadTimedout {
+            return Reject::BodyTooSlow { limit: limits.deadline };
+        }
         let gone = matches!(
             error.etype(),
             ErrorType::ConnectionClosed
                 | ErrorType::ReadError
-                | ErrorType::ReadTimedout
                 | ErrorType::H2Error
                 | ErrorType::Custom("PrematureBodyEnd")
         );

@@ -126,7 +126,8 @@ def rate_limited(client):
     assert error.status_code == 429
 
 
-@check()
+# Not before llama.cpp: asked directly, without a gateway, it leaves `message_start` out of about one stream in sixty.
+@check("mock")
 def asynchronous_streams_at_once(client):
     async def one(other, number):
         turn = [{"role": "user", "content": f"Number {number}"}]
