@@ -324,8 +324,8 @@ impl Exchange<'_> {
     fn judge(&self, placement: &Placement, status: u16) {
         match status {
             500.. => self.note_failure(placement),
-            // A success is one when the whole answer has come.
-            429 | ..300 => {}
+            // A success is one when the whole answer has come. Overload (429) is an answer.
+            ..300 => {}
             _ => self.shard.core.shared.health.succeeded(placement.decision.chosen.slot),
         }
     }
