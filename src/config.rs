@@ -232,7 +232,7 @@ pub struct PolicyConfig {
     pub weights: [f64; 3],
     /// `price`: assumed prefill rate before anything is learned, tokens a second. Default 8,000.
     pub prefill_tokens_per_s: f64,
-    /// `price`: what each request already there costs the newcomer, before anything is learned. Default 10 ms.
+    /// `price`: what each request already there costs the newcomer. Default 10 ms.
     pub decode_slowdown: Duration,
     /// `price`: value of a second of prefill not repeated, beside the wait it saves. Default 1.
     pub reuse_bonus: f64,

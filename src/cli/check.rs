@@ -13,6 +13,9 @@ pub const DEFAULT_FILE: &str = "conf/emberlane.yaml";
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
     /// The configuration file.
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    pub file: Option<PathBuf>,
+    /// The same, as `serve` takes it.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_FILE)]
     pub config: PathBuf,
     /// Print the JSON schema of configuration files instead.
@@ -37,7 +40,7 @@ fn report(args: &CheckArgs) -> Result<String, LoadError> {
     if args.schema {
         return Ok(format!("{:#}\n", config::schema()));
     }
-    load(&args.config, &Flags::default()).map(|config| config::to_yaml(&config))
+    load(args.file.as_ref().unwrap_or(&args.config), &Flags::default()).map(|config| config::to_yaml(&config))
 }
 
 fn print(text: &str) -> ExitCode {

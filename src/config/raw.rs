@@ -198,7 +198,7 @@ pub(crate) struct RawPolicy {
     /// `price`: tokens prefilled a second, assumed before anything is learned.
     #[schemars(schema_with = "form::number")]
     prefill_tokens_per_s: f64,
-    /// `price`: what each request already there costs the newcomer, before anything is learned.
+    /// `price`: what each request already there costs the newcomer.
     #[schemars(schema_with = "form::duration")]
     decode_slowdown: String,
     /// `price`: value of a second of prefill not repeated, beside the wait it saves.

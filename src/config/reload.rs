@@ -35,7 +35,18 @@ impl std::fmt::Display for Change {
 }
 
 /// Fields that are read once, at the start of the process.
-const RESTART: [&str; 5] = ["listen", "admin", "shards", "process", "index.memory"];
+const RESTART: [&str; 10] = [
+    "listen",
+    "admin",
+    "shards",
+    "process",
+    "index.memory",
+    "policy.prefill_tokens_per_s",
+    "limits.json_depth",
+    "limits.json_values",
+    "log.format",
+    "log.level",
+];
 
 fn needs_restart(path: &str) -> bool {
     let within = |field: &str| path.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
