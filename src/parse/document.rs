@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::parse::ParseLimits;
 use crate::parse::fields::known_name;
-use crate::parse::text::{Staging, says};
+use crate::parse::text::{SHORT, Staging, has_no_backslash, says};
 use crate::reject::BodyFault;
 
 /// A checked document. Values are named by the index of their first token; token 0 is the outermost object, so 0
@@ -200,9 +200,13 @@ impl<'a> Document<'a> {
 
     /// The name that the string at token `at` says: a key or a `type`. One that says a known name behind escapes is
     /// that name: other parsers will read it so.
+    #[inline]
     pub(super) fn key(self, at: usize) -> &'a [u8] {
-        let raw = self.string(at);
-        if !raw.contains(&b'\\') {
+        let range = self.string_range(at);
+        let block = self.padded.get(range.start..).and_then(<[u8]>::first_chunk);
+        let is_plain = range.len() <= SHORT && block.is_some_and(has_no_backslash);
+        let raw = self.text.get(range).unwrap_or_default();
+        if is_plain || !raw.contains(&b'\\') {
             return raw;
         }
         known_name(|name| says(raw, name)).unwrap_or(raw)
