@@ -9,11 +9,11 @@ use crate::reject::BodyFault;
 
 /// Most bytes copied by one wide move of known size. Sources keep this much readable behind what is copied, and
 /// destinations this much room.
-pub(super) const BLOCK: usize = 32;
+const BLOCK: usize = 32;
 
 /// Bytes copied at a time. glibc's `memcpy` turns to `rep movsb` for larger ones, which on some processors is thirty
 /// times slower at unlucky alignments.
-pub(super) const COPY_BYTES: usize = 1024;
+const COPY_BYTES: usize = 1024;
 
 /// A growing buffer that keeps its length between bodies, so that its bytes are zeroed once and not for every request.
 #[derive(Debug, Default)]
