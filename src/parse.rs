@@ -107,7 +107,7 @@ impl Api {
 /// What the prompt is made of: its fingerprint is taken over these bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prompt<'p> {
-    /// Text in template order (tools, system, messages with role delimiters), unescaped.
+    /// Text in template order (tools, system, messages with role delimiters), escapes as sent.
     Text(&'p [u8]),
     /// Token ids, each four little-endian bytes.
     Tokens(&'p [u8]),
@@ -123,7 +123,7 @@ impl<'p> Prompt<'p> {
     }
 }
 
-/// A body, read. Strings are unescaped and borrow from the parser's scratch memory.
+/// A body, read. Strings (but not the prompt) are unescaped; all borrow from the parser's scratch memory.
 #[derive(Clone, Debug)]
 pub struct Request<'p> {
     /// Route it came by.
@@ -212,13 +212,9 @@ impl Parser {
         let mut fields = fields::Fields::new();
         let note = |key: &[u8], value| fields.note(key, value);
         let doc = document::Document::check(scanner.text(), scanner.marks(), ends, *limits, note)?;
+        text::check_escapes(doc.text())?;
         let routing = fields::Routing::read(api, doc, &fields, side)?;
         let built = prompt::build(api, doc, &fields, prompt)?;
-        // No string is read twice, so equal counts mean that every escape was checked while it was read.
-        let backslashes = memchr::memchr_iter(b'\\', doc.text()).count();
-        if backslashes != prompt.backslashes() + side.backslashes() {
-            text::check_escapes(doc.text())?;
-        }
         assemble(api, routing, built, prompt.written(), side.written())
     }
 

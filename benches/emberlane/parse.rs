@@ -32,8 +32,9 @@ fn bodies(options: &Options, parser: &mut Parser, label: &str, bytes: usize) -> 
         let value: Value = serde_json::from_slice(body).unwrap();
         assert_eq!((request.model, request.user), (value["model"].as_str(), value["user"].as_str()));
         assert_eq!(Some(request.items as usize), value["messages"].as_array().map(Vec::len));
-        let last = value["messages"][0]["content"].as_str().unwrap().as_bytes();
-        assert!(memchr::memmem::find(request.prompt.bytes(), last).is_some(), "the system prompt is in the prompt");
+        let system = value["messages"][0]["content"].to_string();
+        let as_sent = system.trim_matches('"').as_bytes();
+        assert!(memchr::memmem::find(request.prompt.bytes(), as_sent).is_some(), "the system prompt is in the prompt");
     }
     let (ours, theirs) = measure::against(
         options.repeats(4000),

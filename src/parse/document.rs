@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::parse::ParseLimits;
 use crate::parse::fields::known_name;
-use crate::parse::text::{Staging, says};
+use crate::parse::text::{SHORT, Staging, has_no_backslash, says};
 use crate::reject::BodyFault;
 
 /// A checked document. Values are named by the index of their first token; token 0 is the outermost object, so 0
@@ -32,8 +32,8 @@ pub(super) enum Kind {
 }
 
 impl<'a> Document<'a> {
-    /// Checks `text` (and holds on to the padding behind it), whose tokens stand at `marks`, and calls `member` for each member of the outermost object with
-    /// its key and its value's token. `ends` is scratch memory.
+    /// Checks `text` (and holds on to the padding behind it), whose tokens stand at `marks`, and calls `member` for each
+    /// member of the outermost object with its key and its value's token. `ends` is scratch memory.
     ///
     /// What stage 1 guarantees: strings are closed and hold no control characters, the text is UTF-8, and every
     /// character outside strings that follows white space, punctuation or a string starts a token. So between a
@@ -53,57 +53,66 @@ impl<'a> Document<'a> {
             return Err(BodyFault::NotAnObject);
         }
         let mut nest = Nest { innermost: 0, depth: 0, limit: limits.depth };
-        let mut expect = nest.open(0, ends, Expect::FirstKey)?;
         let mut in_object = true;
-        let mut values = 0;
-        let mut at = 1;
+        let (mut values, mut at) = (0, 0);
+        // Each turn reads a value; the outermost one is not counted.
         loop {
+            if values > limits.elements {
+                return Err(BodyFault::Elements { limit: limits.elements });
+            }
+            values += 1;
             let byte = tokens.byte(at);
-            match (expect, byte) {
-                (Expect::FirstElement, b']') | (Expect::FirstKey, b'}') => expect = Expect::Close,
-                (Expect::Next, b',') => {
-                    expect = if in_object { Expect::Key } else { Expect::Value };
-                    at += 1;
+            let is_container = matches!(byte, b'{' | b'[');
+            if is_container {
+                nest.open(at, ends)?;
+                in_object = byte == b'{';
+            } else if byte != b'"' {
+                tokens.check_atom(at)?;
+            }
+            at += 1;
+            // The brackets in ASCII: each closing one is two behind its opening one.
+            let is_filled = is_container && tokens.byte(at) != byte + 2;
+            if !is_filled && !tokens.check_next(&mut at, &mut nest, &mut in_object, ends)? {
+                break;
+            }
+            if in_object {
+                if tokens.byte(at) != b'"' || tokens.byte(at + 1) != b':' {
+                    return Err(tokens.syntax(at));
                 }
-                (Expect::Next, b'}') if in_object => expect = Expect::Close,
-                (Expect::Next, b']') if !in_object => expect = Expect::Close,
-                (Expect::Next, _) => return Err(tokens.syntax(at)),
-                (Expect::Value | Expect::FirstElement, _) => {
-                    values += 1;
-                    if values > limits.elements {
-                        return Err(BodyFault::Elements { limit: limits.elements });
-                    }
-                    expect = match byte {
-                        b'"' => Expect::Next,
-                        b'{' => nest.open(at, ends, Expect::FirstKey)?,
-                        b'[' => nest.open(at, ends, Expect::FirstElement)?,
-                        _ => tokens.check_atom(at)?,
-                    };
-                    in_object = byte == b'{' || in_object && byte != b'[';
-                    at += 1;
+                if nest.depth == 1 {
+                    member(tokens.key(at), at + 2)?;
                 }
-                (Expect::FirstKey | Expect::Key, _) => {
-                    if byte != b'"' || tokens.byte(at + 1) != b':' {
-                        return Err(tokens.syntax(at));
-                    }
-                    if nest.depth == 1 {
-                        member(tokens.key(at), at + 2)?;
-                    }
-                    expect = Expect::Value;
-                    at += 2;
-                }
-                (Expect::Close, _) => {
-                    at += 1;
-                    nest.close(at, ends);
-                    if nest.depth == 0 {
-                        break;
-                    }
-                    in_object = tokens.byte(nest.innermost as usize) == b'{';
-                    expect = Expect::Next;
-                }
+                at += 2;
             }
         }
         if at < marks.len() { Err(tokens.syntax(at)) } else { Ok(Document { padded, text, marks, ends }) }
+    }
+
+    /// Checks what follows a value: closing brackets, then a comma, which `at` is moved behind. False at the end of the
+    /// outermost object.
+    #[inline]
+    fn check_next(
+        self,
+        at: &mut usize,
+        nest: &mut Nest,
+        in_object: &mut bool,
+        ends: &mut [u32],
+    ) -> Result<bool, BodyFault> {
+        loop {
+            let byte = self.byte(*at);
+            if byte != b',' && byte != if *in_object { b'}' } else { b']' } {
+                return Err(self.syntax(*at));
+            }
+            *at += 1;
+            if byte == b',' {
+                return Ok(true);
+            }
+            nest.close(*at, ends);
+            if nest.depth == 0 {
+                return Ok(false);
+            }
+            *in_object = self.byte(nest.innermost as usize) == b'{';
+        }
     }
 
     /// The whole body.
@@ -137,20 +146,47 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// The inside of the string at token `at`, as sent.
+    /// The inside of the string at token `at`, as sent; nothing when the token is no string.
+    #[inline]
     pub(super) fn string(self, at: usize) -> &'a [u8] {
-        self.token(at).get(1..).and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or_default()
+        self.text.get(self.string_range(at)).unwrap_or_default()
     }
 
     /// Where [`Self::string`] stands in the body.
+    #[inline]
     pub(super) fn string_range(self, at: usize) -> Range<usize> {
         let open = self.start(at) + 1;
-        open..open + self.string(at).len()
+        // Between the closing quote and the next token there is only white space.
+        let mut close = self.start(at + 1).saturating_sub(1);
+        while close > open && self.text.get(close) != Some(&b'"') {
+            close -= 1;
+        }
+        open..close
     }
 
-    /// Appends the string at token `at` to `out`, unescaped.
-    pub(super) fn copy_string(self, at: usize, out: &mut Staging) -> Result<(), BodyFault> {
-        out.string(self.padded, self.string_range(at))
+    /// Appends the string at token `at` to `out`, as sent.
+    pub(super) fn copy_string(self, at: usize, out: &mut Staging) {
+        out.range(self.padded, self.string_range(at));
+    }
+
+    /// Appends `tokens` and all between them to `out`; no gap may be inside.
+    pub(super) fn copy_tokens(self, tokens: Range<usize>, out: &mut Staging) {
+        if let Some(last) = tokens.end.checked_sub(1).filter(|last| *last >= tokens.start) {
+            out.range(self.padded, self.start(tokens.start)..self.start(last) + self.token(last).len());
+        }
+    }
+
+    /// True when white space stands before token `at`.
+    #[inline]
+    pub(super) fn has_gap_before(self, at: usize) -> bool {
+        let before = self.start(at).checked_sub(1).and_then(|before| self.text.get(before));
+        before.is_some_and(|byte| *byte <= b' ')
+    }
+
+    /// The character behind the first of token `at`; zero past the end.
+    #[inline]
+    pub(super) fn second_byte(self, at: usize) -> u8 {
+        self.text.get(self.start(at) + 1).copied().unwrap_or(0)
     }
 
     /// The text of the string or atom at token `at`, quotes included: all up to the next token but white space.
@@ -164,9 +200,13 @@ impl<'a> Document<'a> {
 
     /// The name that the string at token `at` says: a key or a `type`. One that says a known name behind escapes is
     /// that name: other parsers will read it so.
+    #[inline]
     pub(super) fn key(self, at: usize) -> &'a [u8] {
-        let raw = self.string(at);
-        if !raw.contains(&b'\\') {
+        let range = self.string_range(at);
+        let block = self.padded.get(range.start..).and_then(<[u8]>::first_chunk);
+        let is_plain = range.len() <= SHORT && block.is_some_and(has_no_backslash);
+        let raw = self.text.get(range).unwrap_or_default();
+        if is_plain || !raw.contains(&b'\\') {
             return raw;
         }
         known_name(|name| says(raw, name)).unwrap_or(raw)
@@ -196,6 +236,7 @@ impl<'a> Document<'a> {
         })
     }
 
+    #[inline]
     fn start(self, at: usize) -> usize {
         self.marks.get(at).map_or(self.text.len(), |mark| *mark as usize)
     }
@@ -205,7 +246,7 @@ impl<'a> Document<'a> {
     }
 
     /// Checks the number, `true`, `false` or `null` at token `at`.
-    fn check_atom(self, at: usize) -> Result<Expect, BodyFault> {
+    fn check_atom(self, at: usize) -> Result<(), BodyFault> {
         let rest = self.text.get(self.start(at)..).unwrap_or_default();
         let length = match rest {
             [b't', b'r', b'u', b'e', ..] | [b'n', b'u', b'l', b'l', ..] => 4,
@@ -213,7 +254,7 @@ impl<'a> Document<'a> {
             _ => number_length(rest).ok_or_else(|| self.syntax(at))?,
         };
         match rest.get(length) {
-            None | Some(b' ' | b'\n' | b'\r' | b'\t' | b',' | b']' | b'}') => Ok(Expect::Next),
+            None | Some(b' ' | b'\n' | b'\r' | b'\t' | b',' | b']' | b'}') => Ok(()),
             Some(_) => Err(self.syntax(at)),
         }
     }
@@ -240,17 +281,6 @@ fn number_length(text: &[u8]) -> Option<usize> {
     Some(end)
 }
 
-/// What the grammar allows next.
-#[derive(Clone, Copy, Debug)]
-enum Expect {
-    Value,
-    FirstElement,
-    FirstKey,
-    Key,
-    Next,
-    Close,
-}
-
 /// The containers that are open: a list threaded through `ends`, where an open container keeps its parent's token
 /// until its own end is known.
 #[derive(Debug)]
@@ -262,8 +292,8 @@ struct Nest {
 }
 
 impl Nest {
-    /// Opens a container at token `at`; `inside` is what it may start with.
-    fn open(&mut self, at: usize, ends: &mut [u32], inside: Expect) -> Result<Expect, BodyFault> {
+    /// Opens a container at token `at`.
+    fn open(&mut self, at: usize, ends: &mut [u32]) -> Result<(), BodyFault> {
         if self.depth >= self.limit {
             return Err(BodyFault::Depth { limit: self.limit });
         }
@@ -272,7 +302,7 @@ impl Nest {
             self.innermost = at;
         }
         self.depth += 1;
-        Ok(inside)
+        Ok(())
     }
 
     /// Closes the innermost container, whose last token is before `after`.

@@ -170,7 +170,7 @@ impl Reader<'_, '_> {
 
     fn text(&mut self, at: usize) -> Result<Range<usize>, BodyFault> {
         let start = self.side.len();
-        self.doc.copy_string(at, self.side)?;
+        self.side.unescaped(self.doc.string(at))?;
         Ok(start..self.side.len())
     }
 

@@ -3,7 +3,8 @@
 //! message after message. One more message only adds bytes at the end.
 //!
 //! Parts are set apart by bytes that UTF-8 never uses (0xF5 and up), so no text can imitate a boundary: two prompts
-//! have the same bytes only when they have the same parts. What moves between turns while the KV cache stays does
+//! have the same bytes only when they have the same parts. Strings stand as they were sent: a client that writes the
+//! same text with other escapes (`\u00e9` for `é`) has another prompt here, and misses the cache once. What moves between turns while the KV cache stays does
 //! not enter: `cache_control`, ids of messages and calls, signatures, sampling settings.
 //!
 //! Here are the APIs, tools and plain inputs; messages are in [`message`].
@@ -24,10 +25,11 @@ const PART: u8 = 0xFE;
 const TOOL: u8 = 0xFD;
 /// Starts a document that grounds the answer.
 const GROUND: u8 = 0xFC;
-/// Start and end of a string inside a JSON value, and the start of a number or word.
+/// Starts a JSON value that is not a string.
+const JSON: u8 = 0xFB;
+/// Start and end of the name of a tool's further member.
 const OPEN: u8 = 0xF9;
 const SHUT: u8 = 0xF8;
-const ATOM: u8 = 0xF7;
 
 /// What a part is.
 mod part {
@@ -138,7 +140,7 @@ impl<'a> Builder<'a, '_> {
         if let Some(documents) = fields.get(self.doc, Field::Documents) {
             for document in self.doc.elements(documents) {
                 self.out.byte(GROUND);
-                self.value(document)?;
+                self.value(document);
             }
         }
         self.messages(fields.required(self.doc, Field::Messages)?)
@@ -157,7 +159,7 @@ impl<'a> Builder<'a, '_> {
         match self.doc.kind(input) {
             Kind::String => {
                 self.item(b"user");
-                self.part(part::TEXT, input)?;
+                self.part(part::TEXT, input);
                 Ok(text(1))
             }
             Kind::Array => self.each(input, "input", Self::response_item),
@@ -171,7 +173,7 @@ impl<'a> Builder<'a, '_> {
         let built = match (fields.get(self.doc, Field::Prompt), fields.get(self.doc, Field::PromptEmbeds)) {
             (None, Some(embeds)) => {
                 self.item(b"");
-                self.value(embeds)?;
+                self.value(embeds);
                 text(1)
             }
             (None, None) => return Err(BodyFault::Missing { field: "prompt" }),
@@ -183,7 +185,7 @@ impl<'a> Builder<'a, '_> {
             if self.doc.kind(suffix) != Kind::String {
                 return Err(BodyFault::Type { field: "suffix", expected: "a string" });
             }
-            self.part(part::SUFFIX, suffix)?;
+            self.part(part::SUFFIX, suffix);
         }
         Ok(built)
     }
@@ -194,12 +196,12 @@ impl<'a> Builder<'a, '_> {
             return Err(BodyFault::Type { field: "query", expected: "a string" });
         }
         self.item(b"");
-        self.value(query)?;
+        self.value(query);
         let documents = fields.required(self.doc, Field::Documents)?;
         // Some engines take one object that holds the documents' parts.
         if self.doc.kind(documents) == Kind::Object {
             self.item(b"");
-            self.value(documents)?;
+            self.value(documents);
             return Ok(text(1));
         }
         if self.doc.kind(documents) != Kind::Array {
@@ -210,7 +212,8 @@ impl<'a> Builder<'a, '_> {
                 return Err(BodyFault::Type { field: "documents[]", expected: "a string or an object" });
             }
             this.item(b"");
-            this.value(document)
+            this.value(document);
+            Ok(())
         })
     }
 
@@ -221,11 +224,12 @@ impl<'a> Builder<'a, '_> {
         if self.doc.kind(tools) != Kind::Array {
             return Err(BodyFault::Type { field: name, expected: "an array" });
         }
-        self.doc.elements(tools).try_for_each(|tool| self.tool(tool))
+        self.doc.elements(tools).for_each(|tool| self.tool(tool));
+        Ok(())
     }
 
     /// Name, description and parameters first, as templates print them; anything else behind.
-    fn tool(&mut self, outer: usize) -> Result<(), BodyFault> {
+    fn tool(&mut self, outer: usize) {
         self.out.byte(TOOL);
         if self.doc.kind(outer) != Kind::Object {
             return self.value(outer);
@@ -244,7 +248,7 @@ impl<'a> Builder<'a, '_> {
         }
         for (tag, value) in [(part::NAME, name), (part::DESCRIPTION, description), (part::ARGUMENTS, parameters)] {
             if let Some(value) = value {
-                self.part(tag, value)?;
+                self.part(tag, value);
             }
         }
         if has_more {
@@ -253,11 +257,10 @@ impl<'a> Builder<'a, '_> {
                     self.out.array([PART, part::REST, OPEN]);
                     self.out.raw(key);
                     self.out.byte(SHUT);
-                    self.value(value)?;
+                    self.value(value);
                 }
             }
         }
-        Ok(())
     }
 
     fn system(&mut self, system: Option<usize>, field: &'static str) -> Result<(), BodyFault> {
@@ -277,7 +280,7 @@ impl<'a> Builder<'a, '_> {
             BodyFault::Type { field, expected: "a string, an array of strings, token ids, or arrays of token ids" };
         if self.doc.kind(at) == Kind::String {
             self.item(b"");
-            self.part(part::TEXT, at)?;
+            self.part(part::TEXT, at);
             return Ok(text(1));
         }
         if self.doc.kind(at) != Kind::Array {
@@ -291,7 +294,8 @@ impl<'a> Builder<'a, '_> {
                         return Err(fault);
                     }
                     this.item(b"");
-                    this.part(part::TEXT, element)
+                    this.part(part::TEXT, element);
+                    Ok(())
                 })
             }
             Kind::Number => {
@@ -353,65 +357,67 @@ impl<'a> Builder<'a, '_> {
         self.out.raw(role);
     }
 
-    fn optional(&mut self, tag: u8, at: Option<usize>) -> Result<(), BodyFault> {
-        at.filter(|at| self.doc.kind(*at) != Kind::Null).map_or(Ok(()), |at| self.part(tag, at))
+    fn optional(&mut self, tag: u8, at: Option<usize>) {
+        if let Some(at) = at.filter(|at| self.doc.kind(*at) != Kind::Null) {
+            self.part(tag, at);
+        }
     }
 
-    fn part(&mut self, tag: u8, at: usize) -> Result<(), BodyFault> {
+    fn part(&mut self, tag: u8, at: usize) {
         self.out.pair(PART, tag);
-        self.value(at)
+        self.value(at);
     }
 
     /// A string as its text, anything else as a JSON value.
-    fn value(&mut self, at: usize) -> Result<(), BodyFault> {
-        if self.doc.kind(at) == Kind::String { self.string(at) } else { self.json(at, &[]) }
+    fn value(&mut self, at: usize) {
+        if self.doc.kind(at) == Kind::String { self.doc.copy_string(at, self.out) } else { self.json(at, &[]) }
     }
 
-    fn string(&mut self, at: usize) -> Result<(), BodyFault> {
-        self.doc.copy_string(at, self.out)
-    }
-
-    /// A JSON value with its white space and punctuation away, without members named in `skip` (at its own level) or
-    /// `VOLATILE` (at any). Brackets stay, strings are framed, so it reads one way only.
-    fn json(&mut self, at: usize, skip: &[&[u8]]) -> Result<(), BodyFault> {
+    /// A JSON value as sent but for the white space between its tokens, without members named in `skip` (at its own
+    /// level) or `VOLATILE` (at any) and without their commas.
+    fn json(&mut self, at: usize, skip: &[&[u8]]) {
+        self.out.byte(JSON);
         let end = self.doc.after(at);
         let mut depth = 0usize;
+        // Tokens that follow each other without a gap are copied together, from here on.
+        let mut from = at;
+        // Where a member is the first although a comma stands before it.
+        let mut first = 0;
         let mut next = at;
         while next < end {
+            if self.doc.has_gap_before(next) {
+                self.doc.copy_tokens(from..next, self.out);
+                from = next;
+            }
             match self.doc.byte(next) {
-                b',' | b':' => {}
-                bracket @ (b'{' | b'[') => {
-                    self.out.byte(bracket);
-                    depth += 1;
-                }
-                bracket @ (b'}' | b']') => {
-                    self.out.byte(bracket);
-                    depth = depth.saturating_sub(1);
-                }
-                b'"' => {
-                    if self.doc.byte(next + 1) == b':' && self.skips(next, skip, depth) {
-                        next = self.doc.after(next + 2);
-                        continue;
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth = depth.saturating_sub(1),
+                b'"' if self.skips(next, skip, depth) => {
+                    self.doc.copy_tokens(from..next, self.out);
+                    let is_first = next == first || self.doc.byte(next - 1) == b'{';
+                    next = self.doc.after(next + 2);
+                    if !is_first {
+                        self.out.pop();
+                    } else if self.doc.byte(next) == b',' {
+                        next += 1;
+                        first = next;
                     }
-                    self.out.byte(OPEN);
-                    self.string(next)?;
-                    self.out.byte(SHUT);
+                    from = next;
+                    continue;
                 }
-                _ => {
-                    self.out.byte(ATOM);
-                    self.out.raw(self.doc.token(next));
-                }
+                _ => {}
             }
             next += 1;
         }
-        Ok(())
+        self.doc.copy_tokens(from..end, self.out);
     }
 
+    /// True when the string at token `key` is the key of a member to leave out.
     fn skips(&self, key: usize, skip: &[&[u8]], depth: usize) -> bool {
         // Most keys are none of these, and their first character says so.
-        let looks_volatile = matches!(self.doc.string(key).first(), Some(b'c' | b'\\'));
+        let looks_volatile = matches!(self.doc.second_byte(key), b'c' | b'\\');
         let is_own = depth == 1 && !skip.is_empty();
-        if !looks_volatile && !is_own {
+        if !looks_volatile && !is_own || self.doc.byte(key + 1) != b':' {
             return false;
         }
         let key: &'a [u8] = self.doc.key(key);

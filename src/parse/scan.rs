@@ -1,15 +1,12 @@
 //! Stage 1: where the tokens of a body are, found by simd-json's SIMD scan over a pooled copy. Only its first stage is
-//! used. Its second unescapes every string twice over and keeps 24 bytes a token; routing reads a fraction of the
-//! strings, so [`Document`](super::document::Document) walks the tokens itself.
+//! used. Its second unescapes every string twice over and keeps 24 bytes a token; routing reads hardly any string
+//! unescaped, so [`Document`](super::document::Document) walks the tokens itself.
 
 use simd_json::{Buffers, ErrorType, INPUT_PADDING, Tape, fill_tape_padded};
 
 use crate::parse::ParseLimits;
+use crate::parse::text::copy;
 use crate::reject::{BodyFault, Reject};
-
-/// Bytes copied at a time. glibc's `memcpy` turns to `rep movsb` for larger ones, which on some processors is thirty
-/// times slower at unlucky alignments.
-const COPY_BYTES: usize = 1024;
 
 /// Reusable memory of stage 1.
 pub(super) struct Scanner {
@@ -72,11 +69,7 @@ impl Scanner {
         if self.text.len() < body.len() + INPUT_PADDING {
             self.text.resize(body.len() + INPUT_PADDING, 0);
         }
-        for (to, from) in self.text.chunks_mut(COPY_BYTES).zip(body.chunks(COPY_BYTES)) {
-            if let Some(to) = to.get_mut(..from.len()) {
-                to.copy_from_slice(from);
-            }
-        }
+        copy(body, &mut self.text);
     }
 }
 

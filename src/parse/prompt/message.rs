@@ -34,24 +34,24 @@ impl Builder<'_, '_> {
             return Err(BodyFault::Type { field: "messages[].role", expected: "a string" });
         }
         self.out.byte(ITEM);
-        self.string(role)?;
+        self.doc.copy_string(role, self.out);
         for (tag, value) in
             [(part::NAME, message.name), (part::THOUGHT, message.reasoning_content), (part::THOUGHT, message.reasoning)]
         {
-            self.optional(tag, value)?;
+            self.optional(tag, value);
         }
         if let Some(content) = message.content {
             self.content(content)?;
         }
-        self.optional(part::REFUSAL, message.refusal)?;
+        self.optional(part::REFUSAL, message.refusal);
         if let Some(calls) = message.tool_calls.filter(|at| self.doc.kind(*at) != Kind::Null) {
             if self.doc.kind(calls) != Kind::Array {
                 return Err(BodyFault::Type { field: "messages[].tool_calls", expected: "an array" });
             }
-            self.doc.elements(calls).try_for_each(|call| self.tool_call(call))?;
+            self.doc.elements(calls).for_each(|call| self.tool_call(call));
         }
         if let Some(call) = message.function_call.filter(|at| self.doc.kind(*at) != Kind::Null) {
-            self.tool_call(call)?;
+            self.tool_call(call);
         }
         Ok(())
     }
@@ -59,10 +59,16 @@ impl Builder<'_, '_> {
     /// A string, an array of parts, or null.
     pub(super) fn content(&mut self, at: usize) -> Result<(), BodyFault> {
         match self.doc.kind(at) {
-            Kind::String => self.part(part::TEXT, at),
+            Kind::String => {
+                self.part(part::TEXT, at);
+                Ok(())
+            }
             Kind::Null => Ok(()),
             Kind::Array => self.doc.elements(at).try_for_each(|element| match self.doc.kind(element) {
-                Kind::String => self.part(part::TEXT, element),
+                Kind::String => {
+                    self.part(part::TEXT, element);
+                    Ok(())
+                }
                 Kind::Object => self.content_part(element),
                 Kind::Number | Kind::Array | Kind::True | Kind::False | Kind::Null => {
                     Err(BodyFault::Type { field: "messages[].content[]", expected: "an object" })
@@ -87,7 +93,7 @@ impl Builder<'_, '_> {
                 if self.doc.kind(text) != Kind::String {
                     return Err(BodyFault::Type { field: "messages[].content[].text", expected: "a string" });
                 }
-                self.part(part::TEXT, text)
+                self.part(part::TEXT, text);
             }
             (b"thinking", _) => self.members_as(at, &[(b"thinking", part::THOUGHT)]),
             (b"tool_use" | b"server_tool_use", _) => {
@@ -96,53 +102,53 @@ impl Builder<'_, '_> {
             (b"tool_result", _) => self.tool_result(at),
             _ => {
                 self.out.pair(PART, part::OTHER);
-                self.json(at, &[b"id", b"signature"])
-            }
-        }
-    }
-
-    /// Writes the first member of each name as a part, in the order of `names`.
-    fn members_as(&mut self, at: usize, names: &[(&[u8], u8)]) -> Result<(), BodyFault> {
-        for (name, tag) in names {
-            if let Some((_, value)) = self.doc.members(at).find(|(key, _)| key == name) {
-                self.part(*tag, value)?;
+                self.json(at, &[b"id", b"signature"]);
             }
         }
         Ok(())
     }
 
-    fn tool_result(&mut self, at: usize) -> Result<(), BodyFault> {
+    /// Writes the first member of each name as a part, in the order of `names`.
+    fn members_as(&mut self, at: usize, names: &[(&[u8], u8)]) {
+        for (name, tag) in names {
+            if let Some((_, value)) = self.doc.members(at).find(|(key, _)| key == name) {
+                self.part(*tag, value);
+            }
+        }
+    }
+
+    fn tool_result(&mut self, at: usize) {
         self.out.pair(PART, part::RESULT);
-        let Some((_, content)) = self.doc.members(at).find(|(key, _)| *key == b"content") else { return Ok(()) };
+        let Some((_, content)) = self.doc.members(at).find(|(key, _)| *key == b"content") else { return };
         if self.doc.kind(content) != Kind::Array {
             return self.value(content);
         }
         for element in self.doc.elements(content) {
             let text = self.doc.members(element).find(|(key, _)| *key == b"text");
             match text.filter(|(_, text)| self.doc.kind(*text) == Kind::String) {
-                Some((_, text)) => self.part(part::TEXT, text)?,
-                None => self.part(part::OTHER, element)?,
+                Some((_, text)) => self.part(part::TEXT, text),
+                None => self.part(part::OTHER, element),
             }
         }
-        Ok(())
     }
 
     /// `{"function": {"name": …, "arguments": …}}`, or the inner object alone (the older `function_call`).
-    fn tool_call(&mut self, at: usize) -> Result<(), BodyFault> {
+    fn tool_call(&mut self, at: usize) {
         let function = self.doc.members(at).find(|(key, _)| *key == b"function").map(|(_, value)| value);
         let call = function.unwrap_or(at);
         if self.doc.members(call).any(|(key, _)| key == b"name") {
             return self.members_as(call, &[(b"name", part::CALL), (b"arguments", part::ARGUMENTS)]);
         }
         self.out.pair(PART, part::CALL);
-        self.json(at, &[b"id"])
+        self.json(at, &[b"id"]);
     }
 
     /// An item of a Responses input: a message, or a call, a result, reasoning and so on.
     pub(super) fn response_item(&mut self, at: usize) -> Result<(), BodyFault> {
         if self.doc.kind(at) == Kind::String {
             self.item(b"user");
-            return self.part(part::TEXT, at);
+            self.part(part::TEXT, at);
+            return Ok(());
         }
         if self.doc.kind(at) != Kind::Object {
             return Err(BodyFault::Type { field: "input[]", expected: "an object" });
@@ -160,7 +166,8 @@ impl Builder<'_, '_> {
             return self.write_message(&message);
         }
         self.item(b"");
-        self.json(at, &[b"id", b"call_id", b"status"])
+        self.json(at, &[b"id", b"call_id", b"status"]);
+        Ok(())
     }
 }
 

@@ -59,7 +59,7 @@ fn message(kind: u8, text: u8) -> Value {
 }
 
 #[test]
-fn field_order_white_space_and_escape_style_do_not_matter() {
+fn field_order_and_white_space_do_not_matter() {
     for (api, body) in samples() {
         let expected = prompt(api, &body);
         let value: Value = serde_json::from_str(&body).unwrap();
@@ -73,8 +73,48 @@ fn field_order_white_space_and_escape_style_do_not_matter() {
             *message = Value::Object(members.into_iter().collect());
         }
         assert_eq!(prompt(api, &reversed.to_string()), expected, "{body}");
-        assert_eq!(prompt(api, &escape_all(&body)), expected);
     }
+}
+
+#[test]
+fn escapes_stay_as_sent_and_hide_no_field() {
+    let said =
+        |text: &str| prompt(Api::ChatCompletions, &format!(r#"{{"messages":[{{"role":"user","content":"{text}"}}]}}"#));
+    assert!(said(r#"a\n\"é\u00e9\\"#).ends_with(r#"a\n\"é\u00e9\\"#.as_bytes()));
+    assert_ne!(said("\\u00e9"), said("é"));
+    for (api, body) in samples() {
+        let (mut plain, mut escaped) = (parser(), parser());
+        let escaped_body = escape_all(&body);
+        let (plain, escaped) =
+            (plain.parse(api, body.as_bytes()).unwrap(), escaped.parse(api, escaped_body.as_bytes()).unwrap());
+        assert_eq!((plain.model, plain.user, plain.session), (escaped.model, escaped.user, escaped.session));
+        assert_eq!(
+            (plain.cache_salt, plain.adapter, plain.items),
+            (escaped.cache_salt, escaped.adapter, escaped.items)
+        );
+    }
+}
+
+#[test]
+fn members_left_out_leave_no_trace() {
+    let built = |value: &str| prompt(Api::Responses, &format!(r#"{{"input":[{{"type":"x",{value}}}]}}"#));
+    let base = built(r#""a":{"b":[1,{}]},"c":"d""#);
+    for same in [
+        r#""a" : { "b" : [ 1 , { } ] } , "c" : "d" "#,
+        r#""id":1,"a":{"b":[1,{}]},"c":"d""#,
+        r#""a":{"b":[1,{}]},"c":"d","id":[1],"status":{"a":1}"#,
+        r#""id":1 , "call_id":2 , "a":{"cache_control":{}, "b":[1,{"cache_control":1}]},"c":"d", "cache_control":3"#,
+        r#""a":{"b":[1,{"cache_control":1,"cache_control":[]}],"cache_control":{}},"id":"cache_control","c":"d""#,
+    ] {
+        assert_eq!(built(same), base, "{same}");
+    }
+    for other in [r#""a":{"b":[1,{}],"id":1},"c":"d""#, r#""a":{"b":[1,{}]},"c":["cache_control"]"#, r#""a":"{}""#] {
+        assert_ne!(built(other), base, "{other}");
+    }
+    assert_ne!(built(r#""a":1"#), built(r#""a":"1""#));
+    let content =
+        |value| chat_prompt(&json!([{"role": "user", "content": [{"type": "tool_result", "content": value}]}]));
+    assert_ne!(content(json!({})), content(json!("{}")));
 }
 
 /// The same JSON with every character of every string as `\uXXXX`.
