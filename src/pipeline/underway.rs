@@ -24,7 +24,7 @@ const OUTPUT_TOKENS_SHORT: u32 = 32;
 /// One request at one replica. Dropping it, however it ends, takes all of it back.
 #[derive(Debug)]
 pub struct Underway {
-    flight: Flight,
+    flight: Option<Flight>,
     announcement: Option<Announcement>,
     awaited: Option<Awaited>,
     /// What it uses stays in use until it ends.
@@ -60,7 +60,7 @@ impl Underway {
         // Who waits for blocks that another request has computed will find them: only its own end is work.
         let uncached = chosen.uncached_tokens();
         let counted = if awaited.is_some() { uncached.min(AWAITED_TOKENS) } else { uncached };
-        let flight = Flight::start(&shared.load, chosen.slot, counted);
+        let flight = Some(Flight::start(&shared.load, chosen.slot, counted));
         Self {
             flight,
             announcement,
@@ -95,9 +95,18 @@ impl Underway {
         !self.is_over && now > self.until.plus(OVERDUE)
     }
 
+    /// The replica is done with it, though the client may not have all of its answer yet.
+    pub fn ended(&mut self) {
+        self.prefilled();
+        self.announcement = None;
+        self.flight = None;
+    }
+
     /// The prefill is over: its tokens no longer stand before others, and those who waited for it go on.
     pub fn prefilled(&mut self) {
-        self.flight.prefilled();
+        if let Some(flight) = &mut self.flight {
+            flight.prefilled();
+        }
         self.is_over = true;
         self.prefilled_by = None;
         if !self.is_slotted {

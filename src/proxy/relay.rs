@@ -197,6 +197,8 @@ impl Relay<'_> {
 
     /// The replica's answer is over: passes its last `bytes` and ends the client's.
     async fn end(&mut self, bytes: Bytes) -> End {
+        // Before the client has the last byte: what it asks next finds the replica free.
+        self.underway.ended();
         if self.ends_with_connection && self.is_cut_short() {
             return match self.session.write_response_body(bytes, false).await {
                 Ok(()) => End::Broken(Reject::UpstreamClosed),
