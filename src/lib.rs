@@ -14,7 +14,7 @@
 //!
 //! | layer  | modules | rule |
 //! |--------|---------|------|
-//! | edge   | [`cli`], [`demo`], [`mock`], [`proxy`], [`telemetry`] | all sockets, tasks and clock reads |
+//! | edge   | [`cli`], [`demo`], [`mock`], [`gateway`], [`admin`], [`proxy`], [`telemetry`] | all sockets, tasks and clock reads |
 //! | decide | [`pipeline`], [`policy`], [`learn`] | no I/O; `now` and randomness are arguments |
 //! | state  | [`prefix`], [`fleet`], [`load`], [`health`] | many readers; fixed memory |
 //! | data   | [`parse`], [`config`] | pure; parse, don't validate |
@@ -29,8 +29,10 @@
 //! - `unsafe` code is only in the hash kernels and in [`sync`]'s memory, each behind a safe interface with an oracle.
 
 // -- edge: sockets, tasks, clock reads
+pub mod admin;
 pub mod cli;
 pub mod demo;
+pub mod gateway;
 pub mod mock;
 pub mod proxy;
 pub mod telemetry;

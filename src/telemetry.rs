@@ -1,6 +1,5 @@
-//! What can be seen from outside: metrics, decision records, logs, and the admin listener that serves them.
+//! What can be seen from outside: metrics, decision records and logs.
 
-pub mod admin;
 pub mod log;
 pub mod metrics;
 pub mod process;

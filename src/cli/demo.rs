@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::config::{Config, PolicyName};
 use crate::demo::{self, DemoOptions, RunningGateway};
-use crate::proxy::Gateway;
+use crate::gateway::Gateway;
 
 /// Run gateways over mock engines in this process and watch what routing does to the same traffic.
 #[derive(Clone, Debug, clap::Args)]

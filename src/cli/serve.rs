@@ -2,7 +2,7 @@
 
 use super::check;
 use crate::config::{self, Config, Flags, PolicyName};
-use crate::proxy::{Gateway, Reload, RunOptions};
+use crate::gateway::{Gateway, Reload, RunOptions};
 use crate::telemetry;
 use clap::Args;
 use std::path::{Path, PathBuf};

@@ -34,7 +34,7 @@ const H2_HEADERS_MAX: u32 = 64 * 1024;
 const IDLE_AT_STOP: Duration = Duration::from_secs(1);
 
 /// One shard's state. Its locks are never waited for: only the shard's own thread takes them.
-pub(super) struct Shard {
+pub struct Shard {
     pub(super) core: Arc<Core>,
     pub(super) connector: Connector,
     pub(super) decider: Mutex<Decider>,
@@ -55,7 +55,7 @@ impl std::fmt::Debug for Shard {
 impl Shard {
     /// The shard numbered `index` of `count`.
     #[must_use]
-    pub(super) fn new(core: &Arc<Core>, index: usize, count: usize, ring: Arc<Ring>) -> Self {
+    pub fn new(core: &Arc<Core>, index: usize, count: usize, ring: Arc<Ring>) -> Self {
         let snapshot = core.snapshot.load();
         let decider = Decider::new(&snapshot.config, core.slots_max, index as u64, count as u64, fastrand::u64(..));
         let mut options = HttpServerOptions::default();

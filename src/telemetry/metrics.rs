@@ -4,17 +4,12 @@
 //! Counters on the request path are resolved once a shard and then cost one atomic add.
 
 use super::record::Ending;
-use crate::clock::Now;
-use crate::fleet::Replica;
 use crate::parse::Api;
 use crate::pipeline::{Decision, PASSTHROUGH, Reason};
-use crate::proxy::Core;
 use crate::reject::Reject;
-use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use prometheus::proto::MetricFamily;
+use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering::Relaxed;
 
 /// Statuses with a label of their own; others are labelled by class.
 const STATUSES: [u16; 18] = [200, 201, 400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 431, 499, 500, 502, 503, 504];
@@ -149,13 +144,13 @@ impl Metrics {
         }
     }
 
-    /// The exposition text, with gauges read from `core` at this moment.
+    /// The exposition text of all metrics, and of `gauges`.
     ///
     /// # Errors
     /// When a metric cannot be encoded.
-    pub fn render(&self, core: &Core) -> prometheus::Result<Vec<u8>> {
+    pub fn render(&self, gauges: Vec<MetricFamily>) -> prometheus::Result<Vec<u8>> {
         let mut families = self.registry.gather();
-        families.extend(gauges(core)?);
+        families.extend(gauges);
         let mut text = Vec::with_capacity(16 * 1024);
         TextEncoder::new().encode(&families, &mut text)?;
         Ok(text)
@@ -250,79 +245,6 @@ fn status_label(cell: usize) -> String {
         Some(status) => status.to_string(),
         None => CLASSES[cell - STATUSES.len()].to_owned(),
     }
-}
-
-/// Name, help and reader of a gauge with one value a replica.
-type Column = (&'static str, &'static str, fn(&Core, &Replica) -> f64);
-
-/// What is read when asked: columns, index, process.
-fn gauges(core: &Core) -> prometheus::Result<Vec<prometheus::proto::MetricFamily>> {
-    let registry = Registry::new();
-    let snapshot = core.snapshot.load();
-    let gauge = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<GaugeVec> {
-        let family = GaugeVec::new(Opts::new(name, help), labels)?;
-        registry.register(Box::new(family.clone()))?;
-        Ok(family)
-    };
-    let single = |name: &str, help: &str, value: f64| -> prometheus::Result<()> {
-        gauge(name, help, &[])?.with_label_values::<&str>(&[]).set(value);
-        Ok(())
-    };
-    let (connections, requests) = core.open();
-    let index = core.shared.index.stats();
-    single("emberlane_client_connections", "Client connections open.", connections as f64)?;
-    single("emberlane_requests_in_flight", "Requests open.", requests as f64)?;
-    single("emberlane_index_entries", "Blocks on record in the prefix index.", index.entries as f64)?;
-    single("emberlane_index_entries_max", "Blocks the prefix index has room for.", index.entries_max as f64)?;
-    single("emberlane_index_evictions", "Blocks the index dropped for want of room.", index.evictions as f64)?;
-    single("emberlane_index_bytes", "Memory of the prefix index.", index.bytes as f64)?;
-    single("process_resident_memory_bytes", "Resident memory.", super::process::resident_bytes() as f64)?;
-    single("process_cpu_seconds_total", "CPU time, user and system.", super::process::cpu_seconds())?;
-    gauge("emberlane_build_info", "Version of the binary.", &["version"])?
-        .with_label_values(&[env!("CARGO_PKG_VERSION")])
-        .set(1.0);
-    let state =
-        IntGaugeVec::new(Opts::new("emberlane_replica_state", "1 for the state it is in."), &["replica", "state"])?;
-    registry.register(Box::new(state.clone()))?;
-    let columns: [Column; 6] = [
-        ("emberlane_replica_in_flight", "Requests the gateway has in flight there.", |core, replica| {
-            f64::from(core.shared.load.in_flight(replica.slot))
-        }),
-        ("emberlane_replica_prefill_tokens", "Uncached prompt tokens waiting for prefill there.", |core, replica| {
-            core.shared.load.prefill_tokens(replica.slot) as f64
-        }),
-        ("emberlane_replica_resident_blocks", "Prefix blocks it is believed to hold.", |core, replica| {
-            core.shared.index.resident_blocks(replica.slot) as f64
-        }),
-        ("emberlane_replica_prefill_seconds_per_token", "Price of an uncached prompt token.", |core, replica| {
-            f64::from(core.shared.rates.rates(replica.slot).prefill_s_per_token)
-        }),
-        ("emberlane_replica_decode_seconds_per_token", "Learned time of an output token.", |core, replica| {
-            f64::from(core.shared.rates.rates(replica.slot).decode_s_per_token)
-        }),
-        ("emberlane_replica_samples", "Answers behind its price.", |core, replica| {
-            f64::from(core.shared.rates.samples(replica.slot))
-        }),
-    ];
-    for (name, help, read) in columns {
-        let family = gauge(name, help, &["replica"])?;
-        for replica in &snapshot.fleet.replicas {
-            family.with_label_values(&[&replica.config.id]).set(read(core, replica));
-        }
-    }
-    for replica in &snapshot.fleet.replicas {
-        let now: Now = core.clock.now();
-        let name = core.shared.health.state(replica.slot, now).as_str();
-        state.with_label_values(&[replica.config.id.as_str(), name]).set(1);
-    }
-    let ratio = gauge("emberlane_model_bytes_per_token", "Prompt bytes to a token, learned.", &["model"])?;
-    for pool in &snapshot.fleet.pools {
-        if let Some(cell) = snapshot.ratios.get(pool.id) {
-            ratio.with_label_values(&[&pool.model]).set(cell.bytes_per_token());
-        }
-    }
-    single("emberlane_stopping", "1 once the process is stopping.", f64::from(u8::from(core.stopping.load(Relaxed))))?;
-    Ok(registry.gather())
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ("data", &["parse", "wire", "config"]),
     ("state", &["prefix", "load", "discovery", "health", "fleet"]),
     ("decide", &["pipeline", "admission", "price", "policy", "models", "session", "learn"]),
-    ("edge", &["cli", "proxy", "mock", "demo", "agent", "telemetry", "sim"]),
+    ("edge", &["cli", "gateway", "admin", "proxy", "mock", "demo", "agent", "telemetry", "sim"]),
 ];
 
 /// Where unsafe code may stand: prefixes of paths under `src/`.

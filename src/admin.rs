@@ -1,11 +1,13 @@
 //! The admin listener: health, metrics, the configuration in force, replicas, decisions, and what a request would cost.
 
-use super::record::{decision_json, ending_json, record_json};
+mod gauges;
+
 use crate::clock::Now;
 use crate::parse::Api;
 use crate::pipeline::{Decider, Hints};
 use crate::proxy::{Core, Dialect};
 use crate::reject::Reject;
+use crate::telemetry::record::{decision_json, ending_json, record_json};
 use async_trait::async_trait;
 use http::{Method, Response};
 use parking_lot::Mutex;
@@ -40,7 +42,7 @@ impl Admin {
         match path {
             "/healthz" => text(200, "ok\n"),
             "/readyz" => self.ready(),
-            "/metrics" => match self.core.metrics.render(&self.core) {
+            "/metrics" => match gauges::read(&self.core).and_then(|gauges| self.core.metrics.render(gauges)) {
                 Ok(body) => answer(200, "text/plain; version=0.0.4; charset=utf-8", body),
                 Err(error) => text(500, &format!("{error}\n")),
             },

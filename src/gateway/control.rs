@@ -5,10 +5,10 @@
 //! block. A round only takes down addresses and answers; the loop compares these with the snapshot in force and rebuilds
 //! it where they differ, so that a round may be cut short at any point and nothing is lost.
 
-use super::core::Core;
 use crate::config::{self, Config};
 use crate::fleet::{Discovered, Engine, Fleet, Membership, Registry, Replica};
 use crate::pipeline::{Snapshot, TokenRatios};
+use crate::proxy::Core;
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
@@ -294,7 +294,7 @@ mod tests {
     use tokio::sync::Notify;
 
     fn control(yaml: &str, reload: Option<Reload>) -> Arc<Control> {
-        let (core, registry) = crate::proxy::build(config::parse(yaml).unwrap(), 1).unwrap();
+        let (core, registry) = crate::gateway::build(config::parse(yaml).unwrap(), 1).unwrap();
         Arc::new(Control::new(core, registry, reload))
     }
 

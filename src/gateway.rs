@@ -1,0 +1,340 @@
+//! The process: binds, builds the state that all shards share ([`Core`]), and runs one shard a core, the admin pages, and
+//! a control thread that reloads the configuration and asks replicas what they are.
+
+mod control;
+mod listen;
+
+pub use self::control::Reload;
+pub use self::listen::TooManySockets;
+
+use self::control::Control;
+use self::listen::{Endpoint, OneThread};
+use crate::admin::Admin;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::fleet::Registry;
+use crate::id::ReplicaSlot;
+use crate::learn::Rates;
+use crate::pipeline::{Shared, SharedConfig, Snapshot, TokenRatios};
+use crate::proxy::{Core, Shard};
+use async_trait::async_trait;
+use pingora_core::server::configuration::{Opt, ServerConf};
+use pingora_core::server::{
+    ExecutionPhase, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, UnixShutdownSignalWatch,
+};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{broadcast, oneshot};
+
+/// Once nothing is in flight, how long idle client connections keep a stopping process.
+const IDLE_CONNECTIONS_AT_STOP: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(20);
+/// Room for replicas that join later.
+const SLOTS_SPARE: usize = 64;
+
+/// Why a gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {cause}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// More listening sockets than a binary upgrade can hand over.
+    #[error(transparent)]
+    Sockets(#[from] TooManySockets),
+    /// Memory for the index, or a thread, cannot be had.
+    #[error("cannot allocate what the gateway needs: {0}")]
+    Resources(#[from] std::io::Error),
+    /// More replicas than fit.
+    #[error(transparent)]
+    Fleet(#[from] crate::fleet::FleetFull),
+}
+
+/// How a gateway is run.
+#[derive(Default)]
+pub struct RunOptions {
+    /// Take the listening sockets over from the process before (binary upgrade).
+    pub upgrade: bool,
+    /// Reload on SIGHUP with this.
+    pub reload: Option<Reload>,
+    /// Stop on SIGINT (at once), SIGTERM (gracefully) and SIGQUIT (handing sockets over). Otherwise only by
+    /// [`Gateway::stop`].
+    pub signals: bool,
+}
+
+impl std::fmt::Debug for RunOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RunOptions")
+            .field("upgrade", &self.upgrade)
+            .field("signals", &self.signals)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    core: Arc<Core>,
+    listen: SocketAddr,
+    admin: Option<SocketAddr>,
+    server: Option<JoinHandle<()>>,
+    control: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    phases: broadcast::Receiver<ExecutionPhase>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl Gateway {
+    /// Starts a gateway that stops only when told to: for embedding.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        Self::run(config, RunOptions::default())
+    }
+
+    /// Starts a gateway.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn run(config: Config, options: RunOptions) -> Result<Self, StartError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let wanted = config.shards.map_or(cores, usize::from).max(1);
+        let shards = listen::shards_that_fit(wanted, config.listen.len(), config.admin.is_some())?;
+        if shards < wanted {
+            let most = listen::SOCKETS_MAX;
+            tracing::warn!(
+                wanted,
+                shards,
+                most,
+                "fewer shards: an upgrade hands over no more listening sockets than that"
+            );
+        }
+        let (core, registry) = build(config, shards)?;
+        let snapshot = core.snapshot.load_full();
+        let mut server = Server::new_with_opt_and_conf(
+            Opt { upgrade: options.upgrade, ..Opt::default() },
+            server_conf(&snapshot.config),
+        );
+        server.bootstrap();
+        let mut endpoints: Vec<Vec<Endpoint>> = (0..shards).map(|_| Vec::new()).collect();
+        let mut listen = None;
+        for &address in &snapshot.config.listen {
+            let (bound, listeners) = bind(address, shards, options.upgrade)?;
+            listen.get_or_insert(bound);
+            for (shard, listener) in listeners.into_iter().enumerate() {
+                let key = listen::key(address, &shard.to_string());
+                endpoints[shard].push(Endpoint { key, address: bound, listener });
+            }
+        }
+        for (index, endpoints) in endpoints.into_iter().enumerate() {
+            let shard = Shard::new(&core, index, shards, Arc::clone(&core.rings[index]));
+            let pin = (shards == cores && shards > 1).then_some(index);
+            server.add_service(OneThread::new(format!("shard-{index}"), shard, endpoints, pin));
+        }
+        let mut admin = None;
+        if let Some(address) = snapshot.config.admin {
+            let (bound, mut listeners) = bind(address, 1, options.upgrade)?;
+            admin = Some(bound);
+            let endpoint =
+                Endpoint { key: listen::key(address, "admin"), address: bound, listener: listeners.pop().flatten() };
+            server.add_service(OneThread::new("admin".to_owned(), Admin::new(&core), vec![endpoint], None));
+        }
+        let control = Arc::new(Control::new(Arc::clone(&core), registry, options.reload));
+        let (stop, stopped) = oneshot::channel();
+        let watch = Watch { core: Arc::clone(&core), stopped: Some(stopped).into(), signals: options.signals };
+        let phases = server.watch_execution_phase();
+        let control = spawn_control(control)?;
+        let server = std::thread::Builder::new()
+            .name("server".to_owned())
+            .spawn(move || server.run(RunArgs { shutdown_signal: Box::new(watch) }))?;
+        let listen = listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+        Ok(Self { core, listen, admin, server: Some(server), control: Some(control), phases, stop: Some(stop) })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub const fn listen_addr(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// Where the admin pages are.
+    #[must_use]
+    pub const fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// The shared state, to look at.
+    #[must_use]
+    pub const fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Blocks until the gateway has been told to stop and has: as soon as nothing is in flight, or when the drain time
+    /// is over.
+    pub fn wait(mut self) {
+        self.wait_until_drained();
+        // Pingora's thread sleeps through the whole grace period: nothing is left for it to do.
+        drop(self.server.take());
+    }
+
+    fn wait_until_drained(&mut self) {
+        let mut draining_since = None;
+        loop {
+            if self.server.as_ref().is_none_or(JoinHandle::is_finished) {
+                return;
+            }
+            while let Ok(phase) = self.phases.try_recv() {
+                if matches!(phase, ExecutionPhase::ShutdownGracePeriod) {
+                    draining_since = Some(self.core.clock.now());
+                }
+            }
+            if let Some(since) = draining_since {
+                let (connections, requests) = self.core.open();
+                let idle_long = self.core.clock.now().since(since) >= IDLE_CONNECTIONS_AT_STOP;
+                if connections == 0 || (requests == 0 && idle_long) {
+                    tracing::info!(connections, "drained");
+                    return;
+                }
+            }
+            std::thread::park_timeout(POLL);
+        }
+    }
+
+    /// Stops at once: open requests are cut off. So does dropping it.
+    pub fn stop(self) {
+        drop(self);
+    }
+
+    fn stop_all(&mut self) {
+        // A receiver that is gone has stopped already; a thread that panicked has too.
+        if let Some(stop) = self.stop.take() {
+            let _gone = stop.send(());
+        }
+        if let Some((stop, thread)) = self.control.take() {
+            let _gone = stop.send(());
+            let _panicked = thread.join();
+        }
+        if let Some(server) = self.server.take() {
+            let _panicked = server.join();
+        }
+    }
+}
+
+/// Builds the state that shards share.
+fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartError> {
+    let slots_max = (config.replicas.len() * 2 + SLOTS_SPARE).min(ReplicaSlot::LIMIT);
+    let mut hash_key = [0; 32];
+    getrandom::fill(&mut hash_key).map_err(std::io::Error::other)?;
+    let shared = Shared::new(&SharedConfig {
+        slots_max,
+        index_bytes: config.index.memory_mib as usize * (1 << 20),
+        hash_key,
+        prior: prior(&config),
+    })?;
+    // Before the first request: the first touch of a page is a hundred times the cost of a decision.
+    shared.index.populate();
+    let mut registry = Registry::new(slots_max);
+    let (fleet, change) =
+        registry.rebuild(&config.replicas, &config.models, &std::collections::HashMap::new(), |_| true)?;
+    let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
+    shared.apply(&change, &snapshot);
+    let core = Core::new(Arc::new(shared), snapshot, slots_max, shards, Clock::new());
+    Ok((Arc::new(core), registry))
+}
+
+/// What is believed of a replica before it has answered.
+#[expect(clippy::cast_possible_truncation, reason = "prices need 7 digits")]
+fn prior(config: &Config) -> Rates {
+    let prefill_s_per_token = (1.0 / config.policy.prefill_tokens_per_s.max(1.0)) as f32;
+    Rates { base_s: 0.0, prefill_s_per_token, decode_s_per_token: 0.01 }
+}
+
+type Bound = (SocketAddr, Vec<Option<std::net::TcpListener>>);
+
+fn bind(address: SocketAddr, count: usize, upgrade: bool) -> Result<Bound, StartError> {
+    if upgrade {
+        return Ok((address, (0..count).map(|_| None).collect()));
+    }
+    let (bound, listeners) = listen::bind(address, count).map_err(|cause| StartError::Listen { address, cause })?;
+    Ok((bound, listeners.into_iter().map(Some).collect()))
+}
+
+fn server_conf(config: &Config) -> ServerConf {
+    let socket = config.process.upgrade_socket.clone().unwrap_or_else(|| {
+        let port = config.listen.first().map_or(0, SocketAddr::port);
+        std::env::temp_dir().join(format!("emberlane-{port}.upgrade.sock"))
+    });
+    ServerConf {
+        threads: 1,
+        work_stealing: false,
+        grace_period_seconds: Some(config.process.drain.as_secs().max(1)),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upgrade_sock: socket.to_string_lossy().into_owned(),
+        ..ServerConf::default()
+    }
+}
+
+fn spawn_control(control: Arc<Control>) -> std::io::Result<(oneshot::Sender<()>, JoinHandle<()>)> {
+    let (stop, stopped) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(control::THREADS_MAX)
+        .build()?;
+    let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        runtime.block_on(control.run(stopped));
+        runtime.shutdown_background();
+    })?;
+    Ok((stop, thread))
+}
+
+/// Tells Pingora when to stop.
+struct Watch {
+    core: Arc<Core>,
+    stopped: parking_lot::Mutex<Option<oneshot::Receiver<()>>>,
+    signals: bool,
+}
+
+impl Watch {
+    async fn told(&self) -> ShutdownSignal {
+        let stopped = self.stopped.lock().take();
+        match stopped {
+            // Told, or the gateway was dropped: either way there is nobody left to serve for.
+            Some(stopped) => {
+                let _told = stopped.await;
+                ShutdownSignal::FastShutdown
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Watch {
+    async fn recv(&self) -> ShutdownSignal {
+        let signal = if self.signals {
+            let unix = UnixShutdownSignalWatch;
+            tokio::select! {
+                signal = unix.recv() => signal,
+                signal = self.told() => signal,
+            }
+        } else {
+            self.told().await
+        };
+        self.core.stopping.store(true, Relaxed);
+        tracing::info!(?signal, "stopping");
+        signal
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.stop_all();
+    }
+}
