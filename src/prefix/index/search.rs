@@ -10,6 +10,9 @@
 //! - *Heads*: the first round also probes the first two blocks. A replica found at neither (nor, looked at only then,
 //!   at the next two) has lost its heads: whatever it holds deeper is of no use, and it counts as cold. A replica that
 //!   the first round misses at most depths below its own is cut back to where the gap begins.
+//! - *Guesses*: prompts that begin alike mostly part where their system prompt ends, and most replicas end there. Where
+//!   they ended last time for the same heads is kept with the scratch, and the first round probes that depth and the
+//!   next: a guess that holds saves refining that interval, one that does not costs two probes.
 
 use super::{PrefixIndex, WarmDepths};
 use crate::{
@@ -35,6 +38,8 @@ const INTERVALS: usize = 32;
 const POINTS: usize = INTERVALS * ARITY_MIN as usize;
 /// First blocks that the first round probes.
 const HEADS: u32 = 2;
+/// Fewest replicas whose common end is worth remembering.
+const GUESS_MIN: u32 = 2;
 /// Marks in `WarmDepths::seen` for the two blocks after the heads.
 const LATE_HEADS: [u32; 2] = [1 << 30, 1 << 31];
 
@@ -52,12 +57,22 @@ struct Interval {
 struct Intervals {
     list: [Interval; INTERVALS],
     len: usize,
+    /// Where most replicas were found to end, and how many.
+    end: (u32, u32),
 }
 
 impl Intervals {
+    /// None yet, in a look-up that found most replicas to end at `end`.
+    fn after(end: (u32, u32)) -> Self {
+        Self { end, ..Self::default() }
+    }
+
     /// Adds an interval if it holds something to find.
     #[inline(always)]
     fn push(&mut self, low: u32, high: u32, count: u32) {
+        if count > self.end.1 && high - low == 1 {
+            self.end = (low, count);
+        }
         if count > 0 && high - low > 1 && self.len < INTERVALS {
             self.list[self.len] = Interval { low, high, count };
             self.len += 1;
@@ -98,36 +113,74 @@ pub(super) fn search(index: &PrefixIndex, chain: &[BlockHash], depths: &mut Warm
         return;
     }
     let mut probes = Probes::new();
-    let mut intervals = first_round(index, chain, len, depths, &mut probes);
-    let firsts = probes.depths;
-    let firsts_len = probes.len;
+    let mut firsts = Firsts::default();
+    let key = chain[HEADS.min(len) as usize - 1];
+    let guess = depths.guess(key);
+    let mut intervals = first_round(index, chain, guess, depths, &mut probes, &mut firsts);
     while intervals.len > 0 {
         intervals = round(index, chain, &intervals, depths, &mut probes);
     }
-    judge(index, chain, &firsts[..firsts_len], depths);
+    let (end, count) = intervals.end;
+    if count >= GUESS_MIN && end != guess && end < len {
+        depths.set_guess(key, end);
+    }
+    judge(index, chain, firsts.as_slice(), depths);
 }
 
-/// Probes the heads and some depths up to the last.
+/// Depths that the first round probes whatever was guessed: what a replica was seen at counts among these.
+#[derive(Default)]
+struct Firsts {
+    depths: [u32; (HEADS + FIRST) as usize],
+    len: usize,
+}
+
+impl Firsts {
+    fn push(&mut self, depth: u32) {
+        self.depths[self.len] = depth;
+        self.len += 1;
+    }
+
+    fn as_slice(&self) -> &[u32] {
+        &self.depths[..self.len]
+    }
+}
+
+/// Probes the heads, some depths up to the last, and on both sides of the end that is guessed.
 fn first_round(
     index: &PrefixIndex,
     chain: &[BlockHash],
-    len: u32,
+    guess: u32,
     depths: &mut WarmDepths,
     probes: &mut Probes,
+    firsts: &mut Firsts,
 ) -> Intervals {
+    let len = u32::try_from(chain.len()).unwrap_or(u32::MAX - 1);
     let heads = HEADS.min(len);
-    (1..=heads).for_each(|depth| probes.push(index, chain, depth));
     let rest = len - heads;
     let arity = FIRST.min(rest);
-    for i in 1..=arity {
-        probes.push(index, chain, heads + fraction(rest, i, arity));
+    (1..=heads).for_each(|depth| firsts.push(depth));
+    (1..=arity).for_each(|i| firsts.push(heads + fraction(rest, i, arity)));
+    let mut last = 0;
+    for first in firsts.as_slice() {
+        for depth in [guess, guess + 1] {
+            if guess > heads && last < depth && depth < *first {
+                probes.push(index, chain, depth);
+            }
+        }
+        probes.push(index, chain, *first);
+        last = *first;
     }
     let mut next = Intervals::default();
     let mut high = len + 1;
+    let mut first = firsts.len;
     for i in (heads as usize..probes.len).rev() {
-        let found = visit(index, chain, probes, i, 1 << i, u32::MAX, depths);
-        next.push(probes.depths[i], high, found.raised);
-        high = probes.depths[i];
+        let depth = probes.depths[i];
+        let is_first = firsts.depths[first - 1] == depth;
+        first -= usize::from(is_first);
+        let seen = if is_first { 1 << first } else { 0 };
+        let found = visit(index, chain, probes, i, seen, u32::MAX, depths);
+        next.push(depth, high, found.raised);
+        high = depth;
     }
     // The heads count as one: a replica missing at the second block alone may still end after it.
     let mut count = 0;
@@ -146,17 +199,17 @@ fn round(
     depths: &mut WarmDepths,
     probes: &mut Probes,
 ) -> Intervals {
-    let intervals = intervals.as_slice();
-    let arity = (ROUND / u32::try_from(intervals.len()).unwrap_or(ROUND)).clamp(ARITY_MIN, ARITY);
+    let arity = (ROUND / u32::try_from(intervals.len).unwrap_or(ROUND)).clamp(ARITY_MIN, ARITY);
     probes.len = 0;
-    for interval in intervals {
+    for interval in intervals.as_slice() {
         let gap = interval.high - interval.low;
         let arity = arity.min(gap - 1);
         for i in (1..=arity).rev() {
             probes.push(index, chain, interval.low + fraction(gap, i, arity + 1));
         }
     }
-    let mut next = Intervals::default();
+    let mut next = Intervals::after(intervals.end);
+    let intervals = intervals.as_slice();
     let mut i = 0;
     for interval in intervals {
         let (mut high, mut left) = (interval.high, interval.count);

@@ -436,3 +436,25 @@ fn concurrent_uses_of_one_block_count_once() {
         assert!((450..=600).contains(&resident), "{resident}");
     }
 }
+
+#[test]
+fn guesses_never_change_an_answer() {
+    let mut random = fastrand::Rng::with_seed(11);
+    let index = PrefixIndex::new(8 << 20, 8).unwrap();
+    let head: Vec<BlockHash> = (0..40).map(|_| BlockHash(random.u64(..))).collect();
+    // One scratch learns where prompts part and is wrong about the next; the other never guesses.
+    let mut guessing = WarmDepths::new(8);
+    for round in 0..200 {
+        let shared = random.usize(3..40);
+        let mut chain = head[..shared].to_vec();
+        chain.extend((0..random.usize(1..300)).map(|_| BlockHash(random.u64(..))));
+        for slot in 0..8 {
+            let held = if slot < 5 { shared } else { random.usize(shared..=chain.len()) };
+            index.record(ReplicaSlot(slot), &chain[..held]);
+        }
+        let mut fresh = WarmDepths::new(8);
+        index.lookup(&chain, &mut guessing);
+        index.lookup(&chain, &mut fresh);
+        assert_eq!(guessing.as_slice(), fresh.as_slice(), "round {round}");
+    }
+}

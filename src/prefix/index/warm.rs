@@ -1,6 +1,9 @@
 //! The answer of a look-up: how much of this prompt each replica holds.
 
-use crate::id::ReplicaSlot;
+use crate::id::{BlockHash, ReplicaSlot};
+
+/// Heads whose guess is kept. A power of two.
+const GUESSES: usize = 512;
 
 /// A column of depths, one for every slot, that is cleared only where it was written. Reuse one a shard.
 #[derive(Clone, Debug)]
@@ -9,6 +12,8 @@ pub struct WarmDepths {
     /// Which probes of the first round found the replica; see `search`.
     pub(super) seen: Box<[u32]>,
     touched: Vec<ReplicaSlot>,
+    /// Where most replicas ended last time, by the prompt's first blocks: half of their hash, and the depth.
+    guesses: Box<[(u32, u32)]>,
 }
 
 impl WarmDepths {
@@ -20,6 +25,7 @@ impl WarmDepths {
             depths: vec![0; len].into_boxed_slice(),
             seen: vec![0; len].into_boxed_slice(),
             touched: Vec::with_capacity(len),
+            guesses: vec![(0, 0); GUESSES].into_boxed_slice(),
         }
     }
 
@@ -50,6 +56,18 @@ impl WarmDepths {
         }
     }
 
+    /// The depth kept for prompts that begin with `head`; zero for none.
+    #[inline(always)]
+    pub(super) fn guess(&self, head: BlockHash) -> u32 {
+        let (mark, depth) = self.guesses[guess_place(head)];
+        if mark == guess_mark(head) { depth } else { 0 }
+    }
+
+    /// Keeps `depth` for prompts that begin with `head`.
+    pub(super) fn set_guess(&mut self, head: BlockHash, depth: u32) {
+        self.guesses[guess_place(head)] = (guess_mark(head), depth);
+    }
+
     /// Raises `slot` to `depth` and notes `seen` bits. Returns what the depth was.
     #[inline(always)]
     pub(super) fn raise(&mut self, slot: ReplicaSlot, depth: u32, seen: u32) -> u32 {
@@ -78,4 +96,15 @@ impl WarmDepths {
             depths[index] > 0
         });
     }
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "takes the lower bits")]
+const fn guess_place(head: BlockHash) -> usize {
+    head.0 as usize % GUESSES
+}
+
+#[inline(always)]
+const fn guess_mark(head: BlockHash) -> u32 {
+    (head.0 >> 32) as u32
 }
