@@ -209,6 +209,7 @@ fn read_hex(raw: &[u8], at: usize) -> Result<u32, EscapeFault> {
 /// Where each backslash of a block stands before one of [`USUAL`], its escapes are good whichever of the backslashes
 /// begin them: a test that compilers turn into SIMD. So is a closer look at other blocks; what fails both is read escape
 /// by escape.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 pub(super) fn check_escapes(text: &[u8]) -> Result<(), BodyFault> {
     let mut at = 0;
     // All before this is checked, and no escape reaches across it.
@@ -240,7 +241,7 @@ const LOOKED_AT: usize = 65;
 const USUAL: [u8; 4] = *b"n\"\\t";
 
 /// True when each backslash stands before one of [`USUAL`].
-#[inline]
+#[inline(always)]
 fn are_usual(block: &[u8; LOOKED_AT]) -> bool {
     let (Some(here), Some(next)) = (block.first_chunk::<64>(), block.last_chunk::<64>()) else { return false };
     let unusual = here.iter().zip(next).fold(0, |unusual, (here, next)| {
@@ -252,7 +253,7 @@ fn are_usual(block: &[u8; LOOKED_AT]) -> bool {
 
 /// As [`are_usual`], for what follows the first two bytes, but a backslash that is the second of just two may stand
 /// before anything: it is escaped. Regular expressions and paths are full of them.
-#[inline]
+#[inline(always)]
 fn are_usual_or_paired(window: &[u8; LOOKED_AT + 2]) -> bool {
     let pairs = window.first_chunk::<64>().zip(window.get(1..).and_then(<[u8]>::first_chunk::<64>));
     let (Some((before, first)), Some(block)) = (pairs, window.last_chunk::<LOOKED_AT>()) else { return false };

@@ -5,21 +5,21 @@
 const LANES: usize = 8;
 
 /// The least value; infinite when there is none. Passes over what is not a number.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn least(column: &[f32]) -> f32 {
     fold(column, f32::INFINITY, |least, value| if value < least { value } else { least })
 }
 
 /// The largest value, but no less than `floor`. Passes over what is not a number.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn most(column: &[f32], floor: f32) -> f32 {
     fold(column, floor, |most, value| if value > most { value } else { most })
 }
 
 /// The sum. Exact for counts below 2²⁴, whatever the order.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn sum(column: &[f32]) -> f32 {
     fold(column, 0.0, |sum, value| sum + value)

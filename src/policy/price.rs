@@ -43,29 +43,35 @@ impl Price {
 
 impl Policy for Price {
     fn cost(&self, view: &View, _rng: &mut fastrand::Rng, costs: &mut [f32]) {
-        #[expect(clippy::cast_precision_loss, reason = "at most 4,096")]
-        let mean = column::sum(&view.in_flight) / view.len().max(1) as f32;
-        let gate = (self.spill_ratio * mean).max(mean + self.spill_margin);
-        let crowding = CROWDING / column::most(&view.resident_blocks, 1.0);
-        // Columns of one known length: the loop has no bounds to check and no branch, and runs on SIMD lanes.
-        let n = costs.len();
-        let (in_flight, prefill_tokens) = (&view.in_flight[..n], &view.prefill_tokens[..n]);
-        let (warm_tokens, resident) = (&view.warm_tokens[..n], &view.resident_blocks[..n]);
-        let (limits, service) = (&view.slots_limit[..n], &view.service_s[..n]);
-        let prefix_wait = &view.prefix_wait_s[..n];
-        let (base, prefill) = (&view.base_s[..n], &view.prefill_s_per_token[..n]);
-        for (place, cost) in costs.iter_mut().enumerate() {
-            let held = warm_tokens[place];
-            let warm = if in_flight[place] > gate { 0.0 } else { held };
-            let own = larger(view.prompt_tokens - warm, 0.0) * prefill[place];
-            let ahead = larger(prefill_tokens[place] * prefill[place], prefix_wait[place]);
-            let wait = wait(in_flight[place], limits[place], ahead, service[place], self.slowdown_s);
-            *cost = wait + base[place] + own * (1.0 + self.reuse_bonus + crowding * resident[place]);
-        }
+        cost_columns(self, view, costs);
     }
 
     fn is_priced(&self) -> bool {
         true
+    }
+}
+
+/// Prices all candidates, in the widest lanes this CPU has. The result is the same on all of them.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn cost_columns(price: &Price, view: &View, costs: &mut [f32]) {
+    #[expect(clippy::cast_precision_loss, reason = "at most 4,096")]
+    let mean = column::sum(&view.in_flight) / view.len().max(1) as f32;
+    let gate = (price.spill_ratio * mean).max(mean + price.spill_margin);
+    let crowding = CROWDING / column::most(&view.resident_blocks, 1.0);
+    // Columns of one known length: the loop has no bounds to check and no branch, and runs on SIMD lanes.
+    let n = costs.len();
+    let (in_flight, prefill_tokens) = (&view.in_flight[..n], &view.prefill_tokens[..n]);
+    let (warm_tokens, resident) = (&view.warm_tokens[..n], &view.resident_blocks[..n]);
+    let (limits, service) = (&view.slots_limit[..n], &view.service_s[..n]);
+    let prefix_wait = &view.prefix_wait_s[..n];
+    let (base, prefill) = (&view.base_s[..n], &view.prefill_s_per_token[..n]);
+    for (place, cost) in costs.iter_mut().enumerate() {
+        let held = warm_tokens[place];
+        let warm = if in_flight[place] > gate { 0.0 } else { held };
+        let own = larger(view.prompt_tokens - warm, 0.0) * prefill[place];
+        let ahead = larger(prefill_tokens[place] * prefill[place], prefix_wait[place]);
+        let wait = wait(in_flight[place], limits[place], ahead, service[place], price.slowdown_s);
+        *cost = wait + base[place] + own * (1.0 + price.reuse_bonus + crowding * resident[place]);
     }
 }
 
