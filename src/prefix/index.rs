@@ -171,6 +171,8 @@ impl PrefixIndex {
     }
 
     /// Blocks that `slot` is believed to hold.
+    /// A block that several cores note for one replica for the first time at the same moment counts once for each, until
+    /// it ages out.
     #[must_use]
     pub fn resident_blocks(&self, slot: ReplicaSlot) -> u64 {
         self.residency.resident_blocks(slot)

