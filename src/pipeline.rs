@@ -256,6 +256,13 @@ impl Decider {
         let pick = pick(&self.costs, &mut self.rng).ok_or(Reject::NoReplica)?;
         choice::note(placement, view, &self.costs, pick, snapshot);
         placement.held_blocks = self.depths.get(placement.decision.chosen.slot) as usize;
+        let more = chain.len().saturating_sub(placement.held_blocks);
+        self.candidates.placed(
+            snapshot,
+            pool.id,
+            placement.decision.chosen.slot,
+            u16::try_from(more).unwrap_or(u16::MAX),
+        );
         Ok(())
     }
 }

@@ -8,7 +8,7 @@
 use super::{Placement, Shared, Snapshot};
 use crate::clock::Now;
 use crate::fleet::Pool;
-use crate::id::{BlockHash, PoolId};
+use crate::id::{BlockHash, PoolId, ReplicaSlot};
 use crate::policy::View;
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
@@ -87,6 +87,19 @@ impl Candidates {
             }
         }
         admitted
+    }
+
+    /// The replica at `slot` is to compute `blocks` more: its cache is fuller from now on, not from the next sweep, or all
+    /// that comes until then would go where it was emptiest before.
+    pub(super) fn placed(&mut self, snapshot: &Snapshot, pool: PoolId, slot: ReplicaSlot, blocks: u16) {
+        let PoolView { view, places, .. } = &mut self.pools[usize::from(pool.0) % POOLS];
+        if let Some(place) = places.get(slot.index()).map(|place| usize::from(*place))
+            && view.slots.get(place) == Some(&slot)
+        {
+            let resident = view.resident_blocks[place] + f32::from(blocks);
+            view.resident_blocks[place] = resident;
+            view.kv_usage[place] = (resident / snapshot.limits(slot).kv_blocks).min(1.0);
+        }
     }
 }
 
