@@ -22,7 +22,7 @@
 //!
 //! ## Invariants
 //! - The forwarded body is the client's bytes; only a configured model name is ever rewritten.
-//! - Every queue, buffer, map and loop has a bound; the decision path takes no lock that another thread holds, and
+//! - Every queue, buffer, map and loop has a bound; the decision never waits for a lock another thread holds, and
 //!   allocates nothing in steady state.
 //! - In-flight counts are guards ([`load::Flight`]): they return to zero however a request ends.
 //! - Nothing a request put on record stays there if the request failed.

@@ -4,11 +4,12 @@
 //! parse → fingerprint → price → pick → (forward, stream: edge) → learn
 //! ```
 //!
-//! [`Decider::decide`] is one synchronous call of a few microseconds: no I/O, no clock, no lock, and in steady state no
-//! allocation. Each step takes what the step before produced: a body becomes a [`Request`], that a fingerprint, that a
-//! view of the pool's replicas with their warm depth, that a [`Placement`]. The edge forwards it ([`Underway`] counts it
-//! while it is at its replica) and calls back: [`Decider::place_again`] to try elsewhere, [`Shared::confirm`] or
-//! [`Shared::retract`] once the outcome is known, and the `learn_*` functions with what the answer taught.
+//! [`Decider::decide`] is one synchronous call of a few microseconds: no I/O, no clock, no waiting for a lock, and in
+//! steady state no allocation. Each step takes what the step before produced: a body becomes a [`Request`], that a
+//! fingerprint, that a view of the pool's replicas with their warm depth, that a [`Placement`]. The edge forwards it
+//! ([`Underway`] counts it while it is at its replica) and calls back: [`Decider::place_again`] to try elsewhere,
+//! [`Shared::confirm`] or [`Shared::retract`] once the outcome is known, and the `learn_*` functions with what the answer
+//! taught.
 
 mod candidates;
 mod choice;

@@ -66,7 +66,7 @@ impl Shard {
             decider: Mutex::new(decider),
             budget: Mutex::new(RetryBudget::new(&snapshot.config.retry, core.clock.now())),
             body_memory: Arc::new(BodyMemory::default()),
-            metrics: core.metrics.shard(index),
+            metrics: core.metrics.shard(),
             ring,
             access: super::access::Sampler::default(),
             core: Arc::clone(core),

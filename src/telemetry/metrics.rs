@@ -120,7 +120,7 @@ impl Metrics {
 
     /// The handles of one shard.
     #[must_use]
-    pub fn shard(&self, _index: usize) -> ShardMetrics {
+    pub fn shard(&self) -> ShardMetrics {
         ShardMetrics {
             requests: std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new())),
             request_family: self.requests.clone(),
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn all_names_register() {
         let metrics = Metrics::new();
-        let shard = metrics.shard(0);
+        let shard = metrics.shard();
         shard.finished(Some(Api::Messages), None, &Ending::default());
         shard.cached_tokens(10.0, 8, 20);
         assert!(!metrics.registry.gather().is_empty());
