@@ -281,12 +281,10 @@ fn gateway_config(
     let replicas = engines.iter().enumerate().map(|(at, engine)| {
         let url = url::Url::parse(&format!("http://{}", engine.addr())).map_err(|error| error.to_string())?;
         Ok(ReplicaConfig {
-            id: format!("r{}", at + 1),
-            url,
             models: vec![MODEL.to_owned()],
             slots: Some(16),
             kv_tokens: Some(24_000),
-            prefill_tokens_per_s: None,
+            ..ReplicaConfig::new(format!("r{}", at + 1), url)
         })
     });
     Ok(Config {

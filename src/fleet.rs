@@ -17,6 +17,8 @@ pub struct Discovered {
     pub engine: Engine,
     /// Requests it runs at once.
     pub slots: Option<u32>,
+    /// Tokens its KV cache holds.
+    pub kv_tokens: Option<u64>,
 }
 
 /// Engines that differ in what the gateway must know.
@@ -55,6 +57,8 @@ pub struct Replica {
     pub engine: Engine,
     /// Requests it runs at once, configured or discovered.
     pub slots: Option<u32>,
+    /// Tokens its KV cache holds, configured or discovered.
+    pub kv_tokens: Option<u64>,
     /// Where it is, once its name has resolved. One cell for as long as its id and URL stay, whatever snapshot it is
     /// read from; a replica that takes over its slot has a cell of its own.
     address: Arc<ArcSwapOption<SocketAddr>>,
@@ -87,7 +91,8 @@ impl Replica {
             named => Some(named.to_vec()),
         };
         let slots = config.slots.or_else(|| said?.slots);
-        Resolved { models, slots, engine: said.map(|said| said.engine).unwrap_or_default() }
+        let kv_tokens = config.kv_tokens.or_else(|| said?.kv_tokens);
+        Resolved { models, slots, kv_tokens, engine: said.map(|said| said.engine).unwrap_or_default() }
     }
 }
 
@@ -96,6 +101,7 @@ impl Replica {
 struct Resolved {
     models: Option<Vec<String>>,
     slots: Option<u32>,
+    kv_tokens: Option<u64>,
     engine: Engine,
 }
 
@@ -154,8 +160,9 @@ impl Fleet {
     pub fn is_outdated(&self, discovered: &HashMap<String, Discovered>) -> bool {
         self.replicas.iter().any(|replica| {
             discovered.get(&replica.config.id).is_some_and(|said| {
-                let Resolved { models, slots, engine } = Replica::resolve(&replica.config, Some(said));
-                (&models, slots, engine) != (&replica.models, replica.slots, replica.engine)
+                let Resolved { models, slots, kv_tokens, engine } = Replica::resolve(&replica.config, Some(said));
+                (&models, slots, kv_tokens, engine)
+                    != (&replica.models, replica.slots, replica.kv_tokens, replica.engine)
             })
         })
     }
@@ -275,16 +282,16 @@ fn newcomer(slot: ReplicaSlot, config: &ReplicaConfig) -> Replica {
     let authority = format!("{}:{port}", config.url.host_str().unwrap_or("localhost"));
     // An address needs no name service: it is known before the first request.
     let literal = authority.parse().ok().map(Arc::new);
-    let Resolved { models, slots, engine } = Replica::resolve(config, None);
+    let Resolved { models, slots, kv_tokens, engine } = Replica::resolve(config, None);
     let address = Arc::new(ArcSwapOption::new(literal));
-    Replica { slot, config: config.clone(), authority, models, engine, slots, address }
+    Replica { slot, config: config.clone(), authority, models, engine, slots, kv_tokens, address }
 }
 
 /// The replica `old`, as it is configured and discovered now.
 fn kept(old: &Replica, config: &ReplicaConfig, said: Option<&Discovered>) -> Replica {
-    let Resolved { models, slots, engine } = Replica::resolve(config, said);
+    let Resolved { models, slots, kv_tokens, engine } = Replica::resolve(config, said);
     let (authority, address) = (old.authority.clone(), Arc::clone(&old.address));
-    Replica { slot: old.slot, config: config.clone(), authority, models, engine, slots, address }
+    Replica { slot: old.slot, config: config.clone(), authority, models, engine, slots, kv_tokens, address }
 }
 
 fn pools(replicas: &[Arc<Replica>], models: &[ModelConfig]) -> Vec<Pool> {
@@ -329,14 +336,8 @@ mod tests {
     use super::*;
 
     fn config(id: &str, models: &[&str]) -> ReplicaConfig {
-        ReplicaConfig {
-            id: id.into(),
-            url: format!("http://{id}:8000").parse().unwrap(),
-            models: models.iter().map(ToString::to_string).collect(),
-            slots: None,
-            kv_tokens: None,
-            prefill_tokens_per_s: None,
-        }
+        let models = models.iter().map(ToString::to_string).collect();
+        ReplicaConfig { models, ..ReplicaConfig::new(id.into(), format!("http://{id}:8000").parse().unwrap()) }
     }
 
     fn build(registry: &mut Registry, replicas: &[ReplicaConfig]) -> (Fleet, Membership) {

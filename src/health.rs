@@ -44,6 +44,8 @@ struct Cell {
     ejected_until: AtomicU64,
     /// While on probation: until when a request is taken to be there.
     probed_until: AtomicU64,
+    /// Zero when not new.
+    warming_until: AtomicU64,
 }
 
 /// Passive health by replica, shared by all shards.
@@ -138,6 +140,19 @@ impl HealthColumns {
         cell.ejected_until.store(now.plus(out).0.max(1), Relaxed);
         cell.failures_in_row.store(0, Relaxed);
         true
+    }
+
+    /// From now until `until`, `slot` warms up: it is given a share of the cold requests.
+    pub fn warm_up(&self, slot: ReplicaSlot, until: Now) {
+        if let Some(cell) = self.cells.get(slot.index()) {
+            cell.warming_until.store(until.0, Relaxed);
+        }
+    }
+
+    /// Whether `slot` warms up.
+    #[must_use]
+    pub fn is_warming(&self, slot: ReplicaSlot, now: Now) -> bool {
+        self.cells.get(slot.index()).is_some_and(|cell| now.0 < cell.warming_until.load(Relaxed))
     }
 
     /// Forgets all about `slot`: another replica has it now.

@@ -1,6 +1,8 @@
 //! What the gateway itself has in flight at each replica: shared columns, one cell a replica, counted by a guard that
 //! cannot forget to count back.
 
+pub mod report;
+
 use crate::id::ReplicaSlot;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};

@@ -43,12 +43,11 @@ impl World {
     /// A gateway before `replicas` idle and cold replicas of one model.
     pub(crate) fn new(replicas: usize) -> Self {
         let replica = |number: usize| ReplicaConfig {
-            id: format!("replica-{number}"),
-            url: format!("http://10.0.{}.{}:8000", number / 250, number % 250).parse().unwrap(),
             models: vec![MODEL.to_owned()],
-            slots: None,
-            kv_tokens: None,
-            prefill_tokens_per_s: None,
+            ..ReplicaConfig::new(
+                format!("replica-{number}"),
+                format!("http://10.0.{}.{}:8000", number / 250, number % 250).parse().unwrap(),
+            )
         };
         let config = Config { replicas: (0..replicas).map(replica).collect(), ..Config::default() };
         let (fleet, change) =

@@ -59,6 +59,11 @@ pub(crate) fn resolve(root: &Node, errors: &Errors) -> Option<Config> {
         ejection: file.read("ejection", default.ejection, ejection),
         log: file.read("log", default.log, log),
         passthrough: file.read("passthrough", default.passthrough, Field::flag),
+        beacons: default.beacons,
+        scrape: default.scrape,
+        discovery: default.discovery,
+        health: default.health,
+        warm_up: default.warm_up,
     };
     file.finish();
     Some(config)
@@ -177,14 +182,7 @@ fn replica(field: &Field<'_>) -> Option<ReplicaConfig> {
     if field.scalar().is_some() {
         let url = replica_url(field)?;
         let id = endpoint(&url);
-        return Some(ReplicaConfig {
-            id,
-            url,
-            models: Vec::new(),
-            slots: None,
-            kv_tokens: None,
-            prefill_tokens_per_s: None,
-        });
+        return Some(ReplicaConfig::new(id, url));
     }
     let mut section = field.section("a URL such as http://10.0.0.1:8000, or fields such as `url`")?;
     let url_field = section.get("url");
@@ -204,7 +202,7 @@ fn replica(field: &Field<'_>) -> Option<ReplicaConfig> {
     section.finish();
     let url = url?;
     let id = id.unwrap_or_else(|| Some(endpoint(&url)))?;
-    Some(ReplicaConfig { id, url, models, slots, kv_tokens, prefill_tokens_per_s })
+    Some(ReplicaConfig { models, slots, kv_tokens, prefill_tokens_per_s, ..ReplicaConfig::new(id, url) })
 }
 
 /// Ids stand in headers, metrics and logs: visible ASCII only.

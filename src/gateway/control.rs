@@ -284,7 +284,7 @@ fn ask(address: SocketAddr) -> Option<Discovered> {
         return Some(Discovered { models, ..Discovered::default() });
     }
     let slots = get("/props").and_then(|props| props.get("total_slots")?.as_u64()?.try_into().ok());
-    Some(Discovered { models, engine: Engine::LlamaCpp, slots: slots.filter(|slots| *slots > 0) })
+    Some(Discovered { models, engine: Engine::LlamaCpp, slots: slots.filter(|slots| *slots > 0), kv_tokens: None })
 }
 
 #[cfg(test)]

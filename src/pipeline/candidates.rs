@@ -244,12 +244,8 @@ mod tests {
         /// A fleet of replicas that each serve the model of the same place.
         fn snapshot(&mut self, models: &[&str]) -> Snapshot {
             let replica = |(place, model): (usize, &&str)| ReplicaConfig {
-                id: format!("r{place}"),
-                url: format!("http://r{place}:8000").parse().unwrap(),
                 models: vec![(*model).to_owned()],
-                slots: None,
-                kv_tokens: None,
-                prefill_tokens_per_s: None,
+                ..ReplicaConfig::new(format!("r{place}"), format!("http://r{place}:8000").parse().unwrap())
             };
             let replicas = models.iter().enumerate().map(replica).collect();
             let config = Config { replicas, ..Config::default() };

@@ -297,12 +297,12 @@ impl Snapshot {
         })
     }
 
-    /// Tokens the KV cache of `slot` holds, configured or assumed.
+    /// Tokens the KV cache of `slot` holds, configured, discovered or assumed.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     pub fn kv_tokens(&self, slot: ReplicaSlot) -> f64 {
-        let configured = self.fleet.replica(slot).and_then(|replica| replica.config.kv_tokens);
-        configured.unwrap_or(self.config.index.kv_tokens_default) as f64
+        let known = self.fleet.replica(slot).and_then(|replica| replica.kv_tokens);
+        known.unwrap_or(self.config.index.kv_tokens_default) as f64
     }
 
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "estimates of 7 digits")]

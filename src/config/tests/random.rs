@@ -42,13 +42,13 @@ fn span(r: &mut fastrand::Rng, low_ms: u64, high_ms: u64) -> Duration {
 
 fn replica(r: &mut fastrand::Rng, n: usize) -> ReplicaConfig {
     let url: url::Url = format!("http://host{n}:{}", r.u16(1..)).parse().unwrap();
+    let id = if r.bool() { resolve::endpoint(&url) } else { AWKWARD_IDS[n].to_owned() };
     ReplicaConfig {
-        id: if r.bool() { resolve::endpoint(&url) } else { AWKWARD_IDS[n].to_owned() },
-        url,
         models: (0..r.usize(0..3)).map(|_| text(r)).collect(),
         slots: r.bool().then(|| r.u32(1..1000)),
         kv_tokens: r.bool().then(|| r.u64(1..1_000_000_000)),
         prefill_tokens_per_s: r.bool().then(|| 1.0 + r.f64() * 1e6),
+        ..ReplicaConfig::new(id, url)
     }
 }
 
@@ -110,6 +110,7 @@ fn arbitrary(seed: u64) -> Config {
             access_sample: r.f64(),
         },
         passthrough: r.bool(),
+        ..Config::default()
     }
 }
 

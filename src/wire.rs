@@ -1,0 +1,3 @@
+//! Formats that cross the wire between agents, engines and gateways.
+
+pub mod beacon;
