@@ -155,6 +155,12 @@ impl HealthColumns {
         self.cells.get(slot.index()).is_some_and(|cell| now.0 < cell.warming_until.load(Relaxed))
     }
 
+    /// Whether every replica takes requests as any other does: none is out, on probation, draining or warming up.
+    #[must_use]
+    pub fn is_all_plain(&self, now: Now) -> bool {
+        self.cells.iter().all(|cell| cell.ejected_until.load(Relaxed) == 0 && now.0 >= cell.warming_until.load(Relaxed))
+    }
+
     /// Forgets all about `slot`: another replica has it now.
     pub fn reset(&self, slot: ReplicaSlot) {
         self.succeeded(slot);
