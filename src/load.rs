@@ -1,7 +1,9 @@
 //! What the gateway itself has in flight at each replica: shared columns, one cell a replica, counted by a guard that
 //! cannot forget to count back.
 
+pub mod gate;
 pub mod heard;
+pub mod report;
 pub mod report;
 
 use crate::id::ReplicaSlot;
