@@ -3,7 +3,7 @@
 
 pub mod gate;
 pub mod heard;
-pub mod report;
+pub mod plane;
 pub mod report;
 
 use crate::id::ReplicaSlot;
