@@ -1,10 +1,13 @@
-//! What the gateway itself has in flight at each replica: shared columns, one cell a replica, counted by a guard that
-//! cannot forget to count back.
+//! Load of the replicas: what the gateway itself has in flight at each (shared columns, one cell a replica, counted by a
+//! guard that cannot forget to count back), and how the replicas' own reports of their load come in.
 
 pub mod gate;
 pub mod heard;
 pub mod plane;
+pub mod receive;
 pub mod report;
+mod udp;
+pub mod xdp;
 
 use crate::id::ReplicaSlot;
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod body;
+mod bypass;
 mod cli;
 mod connections;
 mod ejection;
