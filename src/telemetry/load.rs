@@ -19,7 +19,7 @@ pub struct LoadMetrics {
     /// Datagrams lost before anybody looked at them, by place.
     pub lost: IntCounterVec,
     /// Facts for which the control thread had no room.
-    pub lost_notes: IntCounter,
+    pub lost_news: IntCounter,
     /// Pages read by the gateway itself, by result.
     pub scrapes: IntCounterVec,
     /// Engines that restarted or emptied their cache, as beacons told.
@@ -53,7 +53,7 @@ impl LoadMetrics {
             beacons: counter("emberlane_beacons_total", "Beacons taken."),
             refused: Refusal::ALL.map(|refusal| refused.with_label_values(&[refusal.as_str()])),
             received: counters("emberlane_beacon_datagrams_total", "Datagrams by the way they came in.", "through"),
-            lost_notes: lost.with_label_values(&["notes_full"]),
+            lost_news: lost.with_label_values(&["news_full"]),
             lost,
             scrapes: counters("emberlane_scrapes_total", "Metrics pages of engines read, by result.", "result"),
             restarts: counter("emberlane_replica_restarts_total", "Engines that restarted or emptied their cache."),
