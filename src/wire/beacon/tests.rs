@@ -94,7 +94,7 @@ fn golden_bytes_are_written_and_read() {
 fn the_specification_shows_the_golden_bytes() {
     let page = include_str!("../beacon.rs");
     let lines = page.lines().filter_map(|line| line.strip_prefix("//! 00"));
-    let shown: String = lines.map(|line| line[4..51].replace(' ', "")).collect();
+    let shown: String = lines.map(|line| line.split("  ").nth(1).unwrap().replace(' ', "")).collect();
     assert_eq!(shown, KEYED);
     assert!(page.contains(&format!("`10.0.0.7:8000` is\n//! `{:#018x}`", SenderId::of("10.0.0.7:8000").0)));
 }
@@ -244,6 +244,25 @@ fn a_beacon_fills_a_datagram_and_no_more() {
         assert_eq!(message.encode(None, &mut out), Err(Oversize { bytes: DATAGRAM_MIN + 4 + length }));
         assert!(out.is_empty());
     }
+}
+
+#[test]
+fn facts_that_are_too_long_come_in_parts_each_kind_whole() {
+    assert_eq!(example().facts.parts(), [example().facts]);
+    assert_eq!(Facts::default().parts(), []);
+    let names = |count: usize| (0..count).map(|n| format!("{n:036}")).collect::<Vec<_>>(); // 40 bytes each
+    let labels = vec![("k".repeat(9), "v".repeat(990))];
+    let facts = Facts { models: names(20), adapters_loaded: names(1000), labels: labels.clone(), ..example().facts };
+    let parts = facts.parts();
+    let [first, second, third] = &*parts else { panic!("{} parts", parts.len()) };
+    assert_eq!(first, &Facts { adapters_loaded: Vec::new(), labels: Vec::new(), ..facts });
+    assert_eq!(second, &Facts { adapters_loaded: names(27), ..Facts::default() });
+    assert_eq!(third, &Facts { labels, ..Facts::default() });
+    for part in parts {
+        assert!(Message { facts: part, ..example() }.encode(None, &mut Vec::new()).is_ok());
+    }
+    let endless = Facts { url: Some("u".repeat(2000)), models: vec!["m".repeat(2000)], ..Facts::default() };
+    assert_eq!(endless.parts(), []);
 }
 
 /// Made-up messages that can be said as they are.
