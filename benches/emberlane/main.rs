@@ -7,6 +7,7 @@
 mod alloc;
 mod bodies;
 mod decision;
+mod load;
 mod measure;
 mod naive;
 mod parse;
@@ -26,11 +27,12 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 type Measure = fn(&Options) -> Vec<Row>;
 
 /// Every group of rows: a name for `--only`, and what measures it.
-const GROUPS: [(&str, Measure); 5] = [
+const GROUPS: [(&str, Measure); 6] = [
     ("hash", prefix_hash::rows),
     ("index", prefix_index::rows),
     ("parse", parse::rows),
     ("decision", decision::rows),
+    ("load", load::rows),
     ("allocations", allocations),
 ];
 

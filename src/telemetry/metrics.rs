@@ -3,6 +3,7 @@
 //!
 //! Counters on the request path are resolved once a shard and then cost one atomic add.
 
+use super::load::LoadMetrics;
 use super::record::Ending;
 use crate::parse::Api;
 use crate::pipeline::{Decision, PASSTHROUGH, Reason};
@@ -46,6 +47,8 @@ pub struct Metrics {
     retries_refused: IntCounter,
     ejections: IntCounter,
     refused_heads: IntCounter,
+    /// The load plane's.
+    pub load: LoadMetrics,
     /// Reloads that took effect.
     pub reloads: IntCounter,
     /// Reloads that were refused.
@@ -53,7 +56,7 @@ pub struct Metrics {
 }
 
 /// Registers `metric` and gives it back. Names are fixed at compile time, so neither step fails twice the same way.
-fn registered<M: prometheus::core::Collector + Clone + 'static>(
+pub(super) fn registered<M: prometheus::core::Collector + Clone + 'static>(
     registry: &Registry,
     metric: prometheus::Result<M>,
 ) -> M {
@@ -114,6 +117,7 @@ impl Metrics {
             refused_heads: counter("emberlane_refused_heads_total", "Requests whose head could not be read."),
             reloads: counter("emberlane_config_reloads_total", "Reloads that took effect."),
             reload_failures: counter("emberlane_config_reload_failures_total", "Reloads that were refused."),
+            load: LoadMetrics::new(&registry),
             registry,
         }
     }
