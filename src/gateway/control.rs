@@ -162,7 +162,7 @@ impl Control {
 
     fn swap(&self, config: Config, fleet: Fleet, change: &Membership, ratios: &TokenRatios) {
         let snapshot = Arc::new(Snapshot::new(config, fleet, ratios));
-        self.core.shared.apply(change, &snapshot);
+        self.core.shared.apply(change, &snapshot, self.core.clock.now());
         self.core.snapshot.store(snapshot);
     }
 
