@@ -3,6 +3,7 @@
 mod gauges;
 
 use crate::clock::Now;
+use crate::load::ring::Inbox;
 use crate::parse::Api;
 use crate::pipeline::{Decider, Hints};
 use crate::proxy::{Core, Dialect};
@@ -26,16 +27,22 @@ const EXPLAIN_BYTES_MAX: usize = 64 << 20;
 #[derive(Debug)]
 pub struct Admin {
     core: Arc<Core>,
-    decider: Mutex<Decider>,
+    decider: Arc<Mutex<Decider>>,
 }
 
 impl Admin {
-    /// The admin pages of `core`.
+    /// The admin pages of `core`, which hear load reports through `inbox`.
     #[must_use]
-    pub fn new(core: &Arc<Core>) -> Self {
+    pub fn new(core: &Arc<Core>, inbox: Inbox) -> Self {
         let snapshot = core.snapshot.load();
-        let decider = Decider::new(&snapshot.config, core.slots_max, 0, 1, 0);
-        Self { core: Arc::clone(core), decider: Mutex::new(decider) }
+        let mut decider = Decider::new(&snapshot.config, core.slots_max, 0, 1, 0);
+        decider.attach(inbox);
+        Self { core: Arc::clone(core), decider: Arc::new(Mutex::new(decider)) }
+    }
+
+    /// Hears load reports while nobody asks: for the thread of the admin pages, and without end.
+    pub fn hearing(&self) -> impl Future<Output = ()> + Send + use<> {
+        crate::proxy::hear(Arc::clone(&self.core), Arc::clone(&self.decider))
     }
 
     fn get(&self, path: &str, query: &str) -> Response<Vec<u8>> {
