@@ -3,6 +3,7 @@
 mod gauges;
 
 use crate::clock::Now;
+use crate::discovery::{DiscoveryStatus, Source};
 use crate::parse::Api;
 use crate::pipeline::{Decider, Hints};
 use crate::proxy::{Core, Dialect};
@@ -76,12 +77,14 @@ impl Admin {
             "reloads": self.core.metrics.reloads.get(),
             "reload_failures": self.core.metrics.reload_failures.get(),
             "last_reload_error": error.as_ref(),
+            "discovery": discovery_json(&self.core.discovery.load()),
         });
         json_answer(200, &body)
     }
 
     fn replicas(&self) -> Value {
         let (core, snapshot, now) = (&self.core, self.core.snapshot.load(), self.core.clock.now());
+        let discovery = core.discovery.load();
         let rows = snapshot.fleet.replicas.iter().map(|replica| {
             let slot = replica.slot;
             let rates = core.shared.rates.rates(slot);
@@ -92,6 +95,7 @@ impl Admin {
             json!({
                 "id": replica.config.id,
                 "url": replica.config.url.as_str(),
+                "source": discovery.source_of.get(&replica.config.id).unwrap_or(&Source::Static).as_str(),
                 "address": replica.address().map(|address| address.to_string()),
                 "models": replica.models,
                 "engine": replica.engine.as_str(),
@@ -152,6 +156,13 @@ impl Admin {
             Err(reject) => refuse(&path, reject),
         }
     }
+}
+
+fn discovery_json(status: &DiscoveryStatus) -> Value {
+    let sources = status.sources.iter().map(
+        |row| json!({ "source": row.source.as_str(), "name": row.name, "replicas": row.replicas, "error": row.error }),
+    );
+    json!({ "sources": sources.collect::<Vec<_>>(), "left_out": status.left_out })
 }
 
 fn refuse(path: &str, reject: Reject) -> Response<Vec<u8>> {

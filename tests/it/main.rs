@@ -6,6 +6,7 @@ mod bad_input;
 mod body;
 mod cli;
 mod connections;
+mod discovery;
 mod ejection;
 mod engines;
 mod framing;
