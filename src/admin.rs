@@ -3,6 +3,7 @@
 mod gauges;
 
 use crate::clock::Now;
+use crate::discovery::{DiscoveryStatus, Source};
 use crate::fleet::Replica;
 use crate::load::columns::{Freshness, Heard, ReportColumns};
 use crate::load::ring::Inbox;
@@ -97,6 +98,7 @@ impl Admin {
             "reloads": self.core.metrics.reloads.get(),
             "reload_failures": self.core.metrics.reload_failures.get(),
             "last_reload_error": error.as_ref(),
+            "discovery": discovery_json(&self.core.discovery.load()),
         });
         json_answer(200, &body)
     }
@@ -122,6 +124,7 @@ impl Admin {
         json!({
             "id": replica.config.id,
             "url": replica.config.url.as_str(),
+            "source": core.discovery.load().source_of.get(&replica.config.id).unwrap_or(&Source::Static).as_str(),
             "address": replica.address().map(|address| address.to_string()),
             "models": replica.models,
             "engine": replica.engine.as_str(),
@@ -196,6 +199,13 @@ fn load_in_words(heard: Option<Heard>) -> String {
         Freshness::Fading => format!("{due}: late, so believed by {:.0} %", word.weight * 100.0),
         Freshness::Stale | Freshness::Never => format!("{due}: priced by what the gateway has in flight there"),
     }
+}
+
+fn discovery_json(status: &DiscoveryStatus) -> Value {
+    let sources = status.sources.iter().map(
+        |row| json!({ "source": row.source.as_str(), "name": row.name, "replicas": row.replicas, "error": row.error }),
+    );
+    json!({ "sources": sources.collect::<Vec<_>>(), "left_out": status.left_out })
 }
 
 fn refuse(path: &str, reject: Reject) -> Response<Vec<u8>> {

@@ -13,7 +13,7 @@
 //! ## What the receivers of beacons do
 //! They send [`News`] over a bounded channel and never wait for it: [`News::Registration`] when a stranger with a key and
 //! a URL is heard, [`News::Facts`] when what a replica says of itself changes. For every beacon of a replica they note the
-//! time in its cell of [`LastHeard`], one relaxed store, and that keeps a registration alive. Once the stranger has a
+//! time in its cell of [`crate::load::heard::LastHeard`], and that keeps a registration alive. Once the stranger has a
 //! slot it is in the directory of senders (`Control::senders`), and no stranger any more.
 
 mod kept;
@@ -21,7 +21,7 @@ mod registered;
 mod said;
 
 pub use kept::{Answer, GRACE, Kept};
-pub use registered::{LastHeard, News, Registered, Registration, RegistrationFault};
+pub use registered::{News, Registered, Registration, RegistrationFault};
 pub use said::Sayings;
 
 use crate::config::{ReplicaConfig, endpoint};

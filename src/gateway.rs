@@ -7,7 +7,7 @@ mod listen;
 pub use self::control::Reload;
 pub use self::listen::TooManySockets;
 
-use self::control::Control;
+use self::control::{Control, Inbox};
 use self::listen::{Endpoint, OneThread};
 use crate::admin::Admin;
 use crate::clock::Clock;
@@ -34,6 +34,8 @@ const IDLE_CONNECTIONS_AT_STOP: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
 /// Room for replicas that join later.
 const SLOTS_SPARE: usize = 64;
+/// Room for all replicas, when they come from elsewhere than the configuration.
+const SLOTS_DISCOVERED: usize = 1024;
 
 /// Why a gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -146,11 +148,11 @@ impl Gateway {
                 Endpoint { key: listen::key(address, "admin"), address: bound, listener: listeners.pop().flatten() };
             server.add_service(OneThread::new("admin".to_owned(), Admin::new(&core), vec![endpoint], None));
         }
-        let control = Arc::new(Control::new(Arc::clone(&core), registry, options.reload));
+        let (control, inbox) = Control::new(Arc::clone(&core), registry, options.reload);
         let (stop, stopped) = oneshot::channel();
         let watch = Watch { core: Arc::clone(&core), stopped: Some(stopped).into(), signals: options.signals };
         let phases = server.watch_execution_phase();
-        let control = spawn_control(control)?;
+        let control = spawn_control(Arc::new(control), inbox)?;
         let server = std::thread::Builder::new()
             .name("server".to_owned())
             .spawn(move || server.run(RunArgs { shutdown_signal: Box::new(watch) }))?;
@@ -229,7 +231,7 @@ impl Gateway {
 
 /// Builds the state that shards share.
 fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartError> {
-    let slots_max = (config.replicas.len() * 2 + SLOTS_SPARE).min(ReplicaSlot::LIMIT);
+    let slots_max = slots_max(&config);
     let mut hash_key = [0; 32];
     getrandom::fill(&mut hash_key).map_err(std::io::Error::other)?;
     let shared = Shared::new(&SharedConfig {
@@ -248,6 +250,13 @@ fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartEr
     shared.apply(&change, &snapshot, clock.now());
     let core = Core::new(Arc::new(shared), snapshot, slots_max, shards, clock);
     Ok((Arc::new(core), registry))
+}
+
+/// Cells in every column: for the replicas that are configured, those that join later, and those that leave meanwhile.
+fn slots_max(config: &Config) -> usize {
+    let configured = config.replicas.len() * 2 + SLOTS_SPARE;
+    let wanted = if config.discovery.is_on() { configured.max(SLOTS_DISCOVERED) } else { configured };
+    wanted.min(ReplicaSlot::LIMIT)
 }
 
 /// What is believed of a replica before it has answered.
@@ -282,14 +291,16 @@ fn server_conf(config: &Config) -> ServerConf {
     }
 }
 
-fn spawn_control(control: Arc<Control>) -> std::io::Result<(oneshot::Sender<()>, JoinHandle<()>)> {
+/// Returns once the sources of replicas have been asked, or had the time to answer.
+fn spawn_control(control: Arc<Control>, mut inbox: Inbox) -> std::io::Result<(oneshot::Sender<()>, JoinHandle<()>)> {
     let (stop, stopped) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(control::THREADS_MAX)
         .build()?;
+    runtime.block_on(control.find_first(&mut inbox));
     let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-        runtime.block_on(control.run(stopped));
+        runtime.block_on(control.run(inbox, stopped));
         runtime.shutdown_background();
     })?;
     Ok((stop, thread))

@@ -8,6 +8,7 @@ mod body;
 mod bypass;
 mod cli;
 mod connections;
+mod discovery;
 mod ejection;
 mod engines;
 mod framing;
