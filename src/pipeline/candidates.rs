@@ -86,6 +86,14 @@ impl Candidates {
                 admitted.push_from(view, place);
             }
         }
+        if admitted.is_empty() {
+            // Those that have given no sign yet, good or bad: better than nobody.
+            for (place, slot) in view.slots.iter().enumerate() {
+                if !tried.contains(slot) && shared.health.may_try(*slot) {
+                    admitted.push_from(view, place);
+                }
+            }
+        }
         admitted
     }
 
