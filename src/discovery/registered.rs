@@ -7,7 +7,6 @@ use crate::fleet::Discovered;
 use crate::id::ReplicaSlot;
 use crate::wire::beacon::SenderId;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Most labels kept of one replica.
