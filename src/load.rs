@@ -1,9 +1,10 @@
-//! Load of the replicas: what the gateway itself has in flight at each (shared columns, one cell a replica, counted by a
-//! guard that cannot forget to count back), and how the replicas' own reports of their load come in ([`receive`],
-//! [`gate`]) and pass over a [`ring`] to every shard, which folds them into [`columns`] of its own.
+//! Load of the replicas. What the gateway itself has in flight at each: shared columns, one cell a replica, counted by a
+//! guard that cannot forget to count back. What others have there is heard from the replicas: beacons come in through
+//! [`receive`] and are judged by the [`gate`]; a [`report`] passes over a [`ring`] to every shard, which folds it into
+//! [`columns`] of its own.
 //!
-//! Every change of a cell in flight also moves the version of its group of [`GROUP`] cells, so that a shard that keeps a
-//! view of the fleet reads again only what has changed: at 4,096 replicas, 256 versions and a few groups.
+//! Every change of a cell also moves the version of its group of [`GROUP`] cells, so that a shard that keeps a view of
+//! the fleet reads again only what has changed: at 4,096 replicas, 256 versions and a few groups, not 4,096 cells.
 
 pub mod columns;
 pub mod gate;
