@@ -12,16 +12,16 @@
 //!
 //! ## What the receivers of beacons do
 //! They send [`News`] over a bounded channel and never wait for it: [`News::Registration`] when a stranger with a key and
-//! a URL is heard, [`News::Facts`] when what a replica says of itself changes. For every beacon of a replica they note the
-//! time in its cell of [`LastHeard`], one relaxed store, and that keeps a registration alive. Once the stranger has a
-//! slot it is in the directory of senders (`Control::senders`), and no stranger any more.
+//! a URL is heard, [`News::Facts`] when what a replica says of itself changes. A registration lasts as long as beacons of
+//! its replica are noted in [`crate::load::heard::LastHeard`]; that begins once the stranger has a slot, for then it is in
+//! the gate's directory and no stranger any more. Until then the registration is to be repeated, now and then.
 
 mod kept;
 mod registered;
 mod said;
 
 pub use kept::{Answer, GRACE, Kept};
-pub use registered::{LastHeard, News, Registered, Registration, RegistrationFault};
+pub use registered::{News, Registered, Registration, RegistrationFault};
 pub use said::Sayings;
 
 use crate::config::{ReplicaConfig, endpoint};

@@ -246,8 +246,9 @@ fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartEr
     let (fleet, change) =
         registry.rebuild(&config.replicas, &config.models, &std::collections::HashMap::new(), |_| true)?;
     let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
-    shared.apply(&change, &snapshot);
-    let core = Core::new(Arc::new(shared), snapshot, slots_max, shards, Clock::new());
+    let clock = Clock::new();
+    shared.apply(&change, &snapshot, clock.now());
+    let core = Core::new(Arc::new(shared), snapshot, slots_max, shards, clock);
     Ok((Arc::new(core), registry))
 }
 

@@ -7,7 +7,6 @@ use crate::fleet::Discovered;
 use crate::id::ReplicaSlot;
 use crate::wire::beacon::SenderId;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Most labels kept of one replica.
@@ -161,42 +160,6 @@ impl Registered {
     }
 }
 
-/// When each replica's last beacon was received: one cell a slot, written by the threads that receive.
-#[derive(Debug)]
-pub struct LastHeard {
-    cells: Box<[AtomicU64]>,
-}
-
-impl LastHeard {
-    /// Cells for `slots_max` replicas that were never heard.
-    #[must_use]
-    pub fn new(slots_max: usize) -> Self {
-        Self { cells: (0..slots_max).map(|_| AtomicU64::new(0)).collect() }
-    }
-
-    /// A valid beacon of `slot` came in.
-    #[inline]
-    pub fn note(&self, slot: ReplicaSlot, now: Now) {
-        if let Some(cell) = self.cells.get(slot.index()) {
-            cell.store(now.0, Relaxed);
-        }
-    }
-
-    /// When `slot` was last heard; `None`: not since it changed hands.
-    #[must_use]
-    pub fn at(&self, slot: ReplicaSlot) -> Option<Now> {
-        let at = self.cells.get(slot.index())?.load(Relaxed);
-        (at != 0).then_some(Now(at))
-    }
-
-    /// `slot` changed hands.
-    pub fn forget(&self, slot: ReplicaSlot) {
-        if let Some(cell) = self.cells.get(slot.index()) {
-            cell.store(0, Relaxed);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,16 +209,5 @@ mod tests {
         let (source, list) = registered.list();
         assert_eq!((source, list[0].replica.slots, list[0].replica.models.len()), (Source::Beacon, Some(8), 1));
         assert_eq!(registered.sender("h:1"), Some(SenderId(7)));
-    }
-
-    #[test]
-    fn a_slot_that_changes_hands_was_not_heard() {
-        let (heard, slot) = (LastHeard::new(2), ReplicaSlot(1));
-        assert_eq!(heard.at(slot), None);
-        heard.note(slot, at(5));
-        assert_eq!(heard.at(slot), Some(at(5)));
-        heard.forget(slot);
-        heard.note(ReplicaSlot(9), at(5));
-        assert_eq!((heard.at(slot), heard.at(ReplicaSlot(9))), (None, None));
     }
 }

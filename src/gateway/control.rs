@@ -14,12 +14,10 @@ mod sources;
 
 use self::sources::{Change, Sources};
 use crate::config::{self, Config};
-use crate::discovery::{DiscoveryStatus, LastHeard, Merged, News, Sayings};
+use crate::discovery::{DiscoveryStatus, Merged, News, Sayings};
 use crate::fleet::{Discovered, Fleet, Membership, Registry, Replica};
-use crate::id::ReplicaSlot;
 use crate::pipeline::{Snapshot, TokenRatios};
 use crate::proxy::Core;
-use crate::wire::beacon::SenderId;
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -55,14 +53,9 @@ pub(super) struct Control {
     registry: Mutex<Registry>,
     sayings: Mutex<Sayings>,
     sources: Mutex<Sources>,
-    heard: Arc<LastHeard>,
     news: mpsc::Sender<News>,
-    listener: Mutex<Option<Listener>>,
     reload: Option<Reload>,
 }
-
-/// Who wants to know of each change of the fleet: who came and left, and who is who in beacons.
-pub(super) type Listener = Box<dyn Fn(&Membership, Vec<(SenderId, ReplicaSlot)>) + Send + Sync>;
 
 /// What the control thread hears.
 #[derive(Debug)]
@@ -90,12 +83,11 @@ impl Control {
             registry: Mutex::new(registry),
             sayings: Mutex::default(),
             sources: Mutex::new(sources),
-            heard: Arc::new(LastHeard::new(core.slots_max)),
             news: sender,
-            listener: Mutex::default(),
             reload,
             core,
         };
+        control.introduce(&control.sources.lock());
         (control, Inbox { changes, news })
     }
 
@@ -234,16 +226,17 @@ impl Control {
         let source_of = replicas.into_iter().map(|replica| replica.id).zip(named_by).collect();
         self.report(DiscoveryStatus { sources: sources.status(&config), left_out, source_of }, &before, &fleet);
         self.swap(config, fleet, &change, &before.ratios);
-        if let Some(listener) = &*self.listener.lock() {
-            listener(&change, self.senders(&sources));
-        }
+        self.introduce(&sources);
         Ok(!change.joined.is_empty())
     }
 
     fn swap(&self, config: Config, fleet: Fleet, change: &Membership, ratios: &TokenRatios) {
         let snapshot = Arc::new(Snapshot::new(config, fleet, ratios));
-        change.joined.iter().chain(&change.left).for_each(|slot| self.heard.forget(*slot));
-        self.core.shared.apply(change, &snapshot);
+        for &slot in change.joined.iter().chain(&change.left) {
+            self.core.plane.heard.forget(slot);
+            self.core.plane.gate.forget(slot);
+        }
+        self.core.shared.apply(change, &snapshot, self.core.clock.now());
         self.core.snapshot.store(snapshot);
     }
 

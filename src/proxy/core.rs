@@ -3,6 +3,7 @@
 
 use crate::clock::Clock;
 use crate::discovery::DiscoveryStatus;
+use crate::load::plane::LoadPlane;
 use crate::pipeline::{Shared, Snapshot};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::record::Ring;
@@ -15,6 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 pub struct Core {
     /// The one clock.
     pub clock: Clock,
+    /// Who is believed of what replicas report, and who was heard when.
+    pub plane: LoadPlane,
     /// The pipeline's columns and index.
     pub shared: Arc<Shared>,
     /// What is in force; read once a request.
@@ -53,6 +56,7 @@ impl Core {
     pub fn new(shared: Arc<Shared>, snapshot: Snapshot, slots_max: usize, shards: usize, clock: Clock) -> Self {
         Self {
             clock,
+            plane: LoadPlane::new(slots_max),
             metrics: Metrics::new(),
             rings: (0..shards).map(|_| Arc::new(Ring::default())).collect(),
             snapshot: ArcSwap::from_pointee(snapshot),

@@ -3,6 +3,7 @@
 //!
 //! Counters on the request path are resolved once a shard and then cost one atomic add.
 
+use super::load::LoadMetrics;
 use super::record::Ending;
 use crate::parse::Api;
 use crate::pipeline::{Decision, PASSTHROUGH, Reason};
@@ -46,6 +47,8 @@ pub struct Metrics {
     retries_refused: IntCounter,
     ejections: IntCounter,
     refused_heads: IntCounter,
+    /// The load plane's.
+    pub load: LoadMetrics,
     /// Reloads that took effect.
     pub reloads: IntCounter,
     /// Reloads that were refused.
@@ -55,7 +58,7 @@ pub struct Metrics {
 }
 
 /// Registers `metric` and gives it back. Names are fixed at compile time, so neither step fails twice the same way.
-fn registered<M: prometheus::core::Collector + Clone + 'static>(
+pub(super) fn registered<M: prometheus::core::Collector + Clone + 'static>(
     registry: &Registry,
     metric: prometheus::Result<M>,
 ) -> M {
@@ -121,6 +124,7 @@ impl Metrics {
                 "Times that a source of replicas began to fail, and registrations refused, by source.",
                 &["source"],
             ),
+            load: LoadMetrics::new(&registry),
             registry,
         }
     }

@@ -2,11 +2,12 @@
 //! what it tells of that.
 
 use super::sources::{Change, Sources};
-use super::{Control, Inbox, Listener};
+use super::{Control, Inbox};
 use crate::config::DiscoveryConfig;
-use crate::discovery::{DiscoveryStatus, LastHeard, News, Registration, Source};
-use crate::fleet::{Discovered, Fleet, Membership, Replica};
+use crate::discovery::{DiscoveryStatus, News, Registration, Source};
+use crate::fleet::{Discovered, Fleet, Replica};
 use crate::id::ReplicaSlot;
+use crate::load::report::LoadSource;
 use crate::pipeline::Snapshot;
 use crate::wire::beacon::SenderId;
 use std::collections::{HashMap, HashSet};
@@ -25,20 +26,6 @@ impl Control {
     #[cfg_attr(not(test), expect(dead_code, reason = "for the threads that receive beacons"))]
     pub(in crate::gateway) fn news(&self) -> mpsc::Sender<News> {
         self.news.clone()
-    }
-
-    /// Where these threads note that a replica was heard.
-    #[must_use]
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the threads that receive beacons"))]
-    pub(in crate::gateway) fn heard(&self) -> Arc<LastHeard> {
-        Arc::clone(&self.heard)
-    }
-
-    /// Calls `listener` now and at each change of the fleet, on the control thread.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the threads that receive beacons"))]
-    pub(in crate::gateway) fn tell(&self, listener: Listener) {
-        listener(&Membership::default(), self.senders(&self.sources.lock()));
-        *self.listener.lock() = Some(listener);
     }
 
     /// Finds the first replicas: a process that takes over from another has its fleet before its first request.
@@ -139,7 +126,10 @@ impl Control {
         }
         let slots: HashMap<&str, ReplicaSlot> =
             snapshot.fleet.replicas.iter().map(|replica| (replica.authority.as_str(), replica.slot)).collect();
-        let heard = |own: &str| self.heard.at(*slots.get(own)?);
+        let heard = |own: &str| {
+            let word = self.core.plane.heard.last(*slots.get(own)?)?;
+            (word.source == LoadSource::Beacon).then_some(word.at)
+        };
         let (after, now) = (snapshot.config.discovery.expire, self.core.clock.now());
         let gone = sources.registered.expire(after, now, heard);
         for replica in &gone {
@@ -148,8 +138,8 @@ impl Control {
         is_crowded || !gone.is_empty()
     }
 
-    /// Who is who in beacons: by id, by `host:port`, and as they registered.
-    pub(super) fn senders(&self, sources: &Sources) -> Vec<(SenderId, ReplicaSlot)> {
+    /// Tells the gate who is who in beacons: by id, by `host:port`, and as they registered.
+    pub(super) fn introduce(&self, sources: &Sources) {
         let snapshot = self.core.snapshot.load();
         let each = |replica: &Arc<Replica>| -> Vec<_> {
             senders_of(replica, sources).map(|sender| (sender, replica.slot)).collect()
@@ -157,7 +147,7 @@ impl Control {
         let mut senders: Vec<_> = snapshot.fleet.replicas.iter().flat_map(each).collect();
         senders.sort_by_key(|(sender, _)| *sender);
         senders.dedup_by_key(|(sender, _)| *sender);
-        senders
+        self.core.plane.gate.set_directory(senders);
     }
 
     /// Tells who came and who left by other ways than a reload, and for whom there is no room.
