@@ -4,8 +4,11 @@ mod gauges;
 
 use crate::clock::Now;
 use crate::discovery::{DiscoveryStatus, Source};
+use crate::fleet::Replica;
+use crate::load::columns::{Freshness, Heard, ReportColumns};
+use crate::load::ring::Inbox;
 use crate::parse::Api;
-use crate::pipeline::{Decider, Hints};
+use crate::pipeline::{Decider, Hints, Snapshot};
 use crate::proxy::{Core, Dialect};
 use crate::reject::Reject;
 use crate::telemetry::record::{decision_json, ending_json, record_json};
@@ -27,23 +30,41 @@ const EXPLAIN_BYTES_MAX: usize = 64 << 20;
 #[derive(Debug)]
 pub struct Admin {
     core: Arc<Core>,
-    decider: Mutex<Decider>,
+    decider: Arc<Mutex<Decider>>,
 }
 
 impl Admin {
-    /// The admin pages of `core`.
+    /// The admin pages of `core`, which hear load reports through `inbox`.
     #[must_use]
-    pub fn new(core: &Arc<Core>) -> Self {
+    pub fn new(core: &Arc<Core>, inbox: Inbox) -> Self {
         let snapshot = core.snapshot.load();
-        let decider = Decider::new(&snapshot.config, core.slots_max, 0, 1, 0);
-        Self { core: Arc::clone(core), decider: Mutex::new(decider) }
+        let mut decider = Decider::new(&snapshot.config, core.slots_max, 0, 1, 0);
+        decider.attach(inbox);
+        Self { core: Arc::clone(core), decider: Arc::new(Mutex::new(decider)) }
+    }
+
+    /// Hears load reports while nobody asks: for the thread of the admin pages, and without end.
+    pub fn hearing(&self) -> impl Future<Output = ()> + Send + use<> {
+        crate::proxy::hear(Arc::clone(&self.core), Arc::clone(&self.decider))
+    }
+
+    /// Calls `read` with all that was heard up to now.
+    fn with_reports<R>(&self, now: Now, read: impl FnOnce(&ReportColumns) -> R) -> R {
+        let mut decider = self.decider.lock();
+        decider.hear(&self.core.shared, now);
+        read(decider.reports())
+    }
+
+    fn metrics(&self) -> prometheus::Result<Vec<u8>> {
+        let gauges = self.with_reports(self.core.clock.now(), |reports| gauges::read(&self.core, reports))?;
+        self.core.metrics.render(gauges)
     }
 
     fn get(&self, path: &str, query: &str) -> Response<Vec<u8>> {
         match path {
             "/healthz" => text(200, "ok\n"),
             "/readyz" => self.ready(),
-            "/metrics" => match gauges::read(&self.core).and_then(|gauges| self.core.metrics.render(gauges)) {
+            "/metrics" => match self.metrics() {
                 Ok(body) => answer(200, "text/plain; version=0.0.4; charset=utf-8", body),
                 Err(error) => text(500, &format!("{error}\n")),
             },
@@ -83,38 +104,46 @@ impl Admin {
     }
 
     fn replicas(&self) -> Value {
-        let (core, snapshot, now) = (&self.core, self.core.snapshot.load(), self.core.clock.now());
-        let discovery = core.discovery.load();
-        let rows = snapshot.fleet.replicas.iter().map(|replica| {
-            let slot = replica.slot;
-            let rates = core.shared.rates.rates(slot);
-            let limits = snapshot.limits(slot);
-            let resident = core.shared.index.resident_blocks(slot);
-            let in_flight = core.shared.load.in_flight(slot);
-            let running = replica.slots.map_or(in_flight, |slots| in_flight.min(slots));
-            json!({
-                "id": replica.config.id,
-                "url": replica.config.url.as_str(),
-                "source": discovery.source_of.get(&replica.config.id).unwrap_or(&Source::Static).as_str(),
-                "address": replica.address().map(|address| address.to_string()),
-                "models": replica.models,
-                "engine": replica.engine.as_str(),
-                "slots": replica.slots,
-                "state": core.shared.health.state(slot, now).as_str(),
-                "in_flight": in_flight,
-                "running": running,
-                "waiting": in_flight.saturating_sub(running),
-                "kv_usage": (resident as f64 / f64::from(limits.kv_blocks)).min(1.0),
-                "load_source": "gateway",
-                "load_age_ms": 0,
-                "prefill_tokens_waiting": core.shared.load.prefill_tokens(slot),
-                "resident_blocks": resident,
-                "prefill_tokens_per_s": 1.0 / f64::from(rates.prefill_s_per_token),
-                "decode_ms_per_token": f64::from(rates.decode_s_per_token) * 1e3,
-                "samples": core.shared.rates.samples(slot),
-            })
-        });
-        Value::Array(rows.collect())
+        let (snapshot, now) = (self.core.snapshot.load(), self.core.clock.now());
+        self.with_reports(now, |reports| {
+            let replicas = snapshot.fleet.replicas.iter();
+            Value::Array(replicas.map(|one| self.replica(one, &snapshot, reports.heard(one.slot, now), now)).collect())
+        })
+    }
+
+    fn replica(&self, replica: &Replica, snapshot: &Snapshot, heard: Option<Heard>, now: Now) -> Value {
+        let (core, slot) = (&self.core, replica.slot);
+        let rates = core.shared.rates.rates(slot);
+        let limits = snapshot.limits(slot);
+        let resident = core.shared.index.resident_blocks(slot);
+        let in_flight = core.shared.load.in_flight(slot);
+        let believed = heard.filter(|heard| heard.word.freshness() != Freshness::Stale);
+        let running = replica.slots.map_or(in_flight, |slots| in_flight.min(slots));
+        let waiting = in_flight.saturating_sub(running);
+        let usage = (resident as f64 / f64::from(limits.kv_blocks)).min(1.0);
+        json!({
+            "id": replica.config.id,
+            "url": replica.config.url.as_str(),
+            "source": core.discovery.load().source_of.get(&replica.config.id).unwrap_or(&Source::Static).as_str(),
+            "address": replica.address().map(|address| address.to_string()),
+            "models": replica.models,
+            "engine": replica.engine.as_str(),
+            "slots": replica.slots,
+            "state": core.shared.health.state(slot, now).as_str(),
+            "in_flight": in_flight,
+            "running": believed.map_or(running, |heard| heard.running),
+            "waiting": believed.map_or(waiting, |heard| heard.waiting),
+            "kv_usage": believed.and_then(|heard| heard.kv_usage).map_or(usage, f64::from),
+            "load_source": believed.map_or("gateway", |heard| heard.word.source.as_str()),
+            "load_age_ms": heard.map(|heard| heard.word.age.as_secs_f64() * 1e3),
+            "load_freshness": heard.map_or(Freshness::Never, |heard| heard.word.freshness()).as_str(),
+            "load_why": load_in_words(heard),
+            "prefill_tokens_waiting": core.shared.load.prefill_tokens(slot),
+            "resident_blocks": resident,
+            "prefill_tokens_per_s": 1.0 / f64::from(rates.prefill_s_per_token),
+            "decode_ms_per_token": f64::from(rates.decode_s_per_token) * 1e3,
+            "samples": core.shared.rates.samples(slot),
+        })
     }
 
     fn decisions(&self, most: usize) -> Value {
@@ -155,6 +184,20 @@ impl Admin {
             }
             Err(reject) => refuse(&path, reject),
         }
+    }
+}
+
+/// By what load a replica is priced, and why.
+fn load_in_words(heard: Option<Heard>) -> String {
+    let Some(Heard { word, period, .. }) = heard else {
+        return "its load was never heard of: priced by what the gateway has in flight there".to_owned();
+    };
+    let (source, age) = (word.source.as_str(), word.age.as_secs_f64());
+    let due = format!("the last {source} came {age:.3} s ago, one is due every {:.3} s", period.as_secs_f64());
+    match word.freshness() {
+        Freshness::Fresh => format!("{due}: priced by it and by what was sent since"),
+        Freshness::Fading => format!("{due}: late, so believed by {:.0} %", word.weight * 100.0),
+        Freshness::Stale | Freshness::Never => format!("{due}: priced by what the gateway has in flight there"),
     }
 }
 

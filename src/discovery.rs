@@ -12,9 +12,9 @@
 //!
 //! ## What the receivers of beacons do
 //! They send [`News`] over a bounded channel and never wait for it: [`News::Registration`] when a stranger with a key and
-//! a URL is heard, [`News::Facts`] when what a replica says of itself changes. A registration lasts as long as beacons of
-//! its replica are noted in [`crate::load::heard::LastHeard`]; that begins once the stranger has a slot, for then it is in
-//! the gate's directory and no stranger any more. Until then the registration is to be repeated, now and then.
+//! a URL is heard, [`News::Facts`] when what a replica says of itself changes. For every beacon of a replica they note the
+//! time in its cell of [`crate::load::heard::LastHeard`], and that keeps a registration alive. Once the stranger has a
+//! slot it is in the directory of senders (`Control::senders`), and no stranger any more.
 
 mod kept;
 mod registered;

@@ -12,6 +12,7 @@ mod file;
 mod find;
 mod sources;
 
+use self::find::senders;
 use self::sources::{Change, Sources};
 use crate::config::{self, Config};
 use crate::discovery::{DiscoveryStatus, Merged, News, Sayings};
@@ -225,8 +226,9 @@ impl Control {
         sayings.retain(|id| stayed.contains(id));
         let source_of = replicas.into_iter().map(|replica| replica.id).zip(named_by).collect();
         self.report(DiscoveryStatus { sources: sources.status(&config), left_out, source_of }, &before, &fleet);
+        // Before the slots are taken up: what is heard under them meanwhile counts for nobody.
+        self.core.plane.gate.set_directory(senders(&fleet, &sources));
         self.swap(config, fleet, &change, &before.ratios);
-        self.introduce(&sources);
         Ok(!change.joined.is_empty())
     }
 
@@ -234,7 +236,6 @@ impl Control {
         let snapshot = Arc::new(Snapshot::new(config, fleet, ratios));
         for &slot in change.joined.iter().chain(&change.left) {
             self.core.plane.heard.forget(slot);
-            self.core.plane.gate.forget(slot);
         }
         self.core.shared.apply(change, &snapshot, self.core.clock.now());
         self.core.snapshot.store(snapshot);

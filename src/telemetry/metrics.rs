@@ -119,12 +119,12 @@ impl Metrics {
             refused_heads: counter("emberlane_refused_heads_total", "Requests whose head could not be read."),
             reloads: counter("emberlane_config_reloads_total", "Reloads that took effect."),
             reload_failures: counter("emberlane_config_reload_failures_total", "Reloads that were refused."),
+            load: LoadMetrics::new(&registry),
             discovery_failures: counters(
                 "emberlane_discovery_failures_total",
                 "Times that a source of replicas began to fail, and registrations refused, by source.",
                 &["source"],
             ),
-            load: LoadMetrics::new(&registry),
             registry,
         }
     }

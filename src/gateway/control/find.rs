@@ -23,7 +23,6 @@ const NEWS_AT_ONCE: usize = 256;
 impl Control {
     /// Where the threads that receive beacons send what they hear. They drop what does not fit, and count it.
     #[must_use]
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the threads that receive beacons"))]
     pub(in crate::gateway) fn news(&self) -> mpsc::Sender<News> {
         self.news.clone()
     }
@@ -35,6 +34,7 @@ impl Control {
             self.find(&config.discovery, inbox).await;
             self.refresh();
         }
+        self.core.plane.gate.set_directory(senders(&self.core.snapshot.load().fleet, &self.sources.lock()));
     }
 
     /// Starts to follow what `config` names, and waits a while for the first word of each.
@@ -126,28 +126,13 @@ impl Control {
         }
         let slots: HashMap<&str, ReplicaSlot> =
             snapshot.fleet.replicas.iter().map(|replica| (replica.authority.as_str(), replica.slot)).collect();
-        let heard = |own: &str| {
-            let word = self.core.plane.heard.last(*slots.get(own)?)?;
-            (word.source == LoadSource::Beacon).then_some(word.at)
-        };
+        let heard = |own: &str| Some(self.core.plane.heard.last(*slots.get(own)?)?.at);
         let (after, now) = (snapshot.config.discovery.expire, self.core.clock.now());
         let gone = sources.registered.expire(after, now, heard);
         for replica in &gone {
             tracing::warn!(replica, "no beacon for long: a replica that had registered itself is removed");
         }
         is_crowded || !gone.is_empty()
-    }
-
-    /// Tells the gate who is who in beacons: by id, by `host:port`, and as they registered.
-    pub(super) fn introduce(&self, sources: &Sources) {
-        let snapshot = self.core.snapshot.load();
-        let each = |replica: &Arc<Replica>| -> Vec<_> {
-            senders_of(replica, sources).map(|sender| (sender, replica.slot)).collect()
-        };
-        let mut senders: Vec<_> = snapshot.fleet.replicas.iter().flat_map(each).collect();
-        senders.sort_by_key(|(sender, _)| *sender);
-        senders.dedup_by_key(|(sender, _)| *sender);
-        self.core.plane.gate.set_directory(senders);
     }
 
     /// Tells who came and who left by other ways than a reload, and for whom there is no room.
@@ -173,6 +158,17 @@ impl Control {
         }
         self.core.discovery.store(Arc::new(status));
     }
+}
+
+/// Who is who in beacons: by id, by `host:port`, and as they registered.
+pub(super) fn senders(fleet: &Fleet, sources: &Sources) -> Vec<(SenderId, ReplicaSlot)> {
+    let each = |replica: &Arc<Replica>| -> Vec<_> {
+        senders_of(replica, sources).map(|sender| (sender, replica.slot)).collect()
+    };
+    let mut senders: Vec<_> = fleet.replicas.iter().flat_map(each).collect();
+    senders.sort_by_key(|(sender, _)| *sender);
+    senders.dedup_by_key(|(sender, _)| *sender);
+    senders
 }
 
 /// Who `replica` may be in beacons.
