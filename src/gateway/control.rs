@@ -19,6 +19,7 @@ use self::watch::Watch;
 use crate::config::{self, Config};
 use crate::discovery::{DiscoveryStatus, Merged, News, Sayings};
 use crate::fleet::{Discovered, Fleet, Membership, Registry, Replica};
+use crate::health::DrainCause;
 use crate::pipeline::{Snapshot, TokenRatios};
 use crate::proxy::Core;
 use parking_lot::Mutex;
@@ -246,7 +247,15 @@ impl Control {
             self.core.plane.heard.forget(slot);
         }
         self.core.shared.apply(change, &snapshot, self.core.clock.now());
+        self.drain(&snapshot.fleet);
         self.core.snapshot.store(snapshot);
+    }
+
+    /// Replicas that are listed with `drain: true`, in whatever list, get no new requests.
+    fn drain(&self, fleet: &Fleet) {
+        for replica in &fleet.replicas {
+            self.core.shared.health.set_drain(replica.slot, DrainCause::File, replica.config.drain);
+        }
     }
 
     /// Builds the snapshot anew from the configuration in force. Returns whether somebody is new.

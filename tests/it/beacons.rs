@@ -270,7 +270,10 @@ fn an_agent_that_dies_leaves_a_stale_replica_not_a_lost_one() {
     let silent = world.replica(0);
     assert_eq!((silent["running"].clone(), silent["state"].clone()), (0.into(), "healthy".into()), "{silent}");
     assert!(silent["load_why"].as_str().unwrap().contains("priced by what the gateway has"), "{silent}");
-    wait_for("the silence to be counted", LIMIT, || world.metric("emberlane_replica_silences_total", "") >= 1);
+    wait_for("the silence to be counted", LIMIT, || {
+        agents[1].say(running(40));
+        world.metric("emberlane_replica_silences_total", "") == 1
+    });
     // 40 requests of other gateways are at the one that is heard, none that anybody knows of at the other.
     let answer = world.gateway.post(PATH, &chat("hello"));
     assert_eq!(answer.status(), 200);
@@ -295,7 +298,7 @@ fn a_restarted_engine_is_cold_after_one_beacon() {
     home();
     let warm = home();
     let warm_tokens = warm["chosen"]["warm_tokens"].as_f64().unwrap();
-    assert!(warm_tokens > 1_000.0, "{warm}");
+    assert!(warm_tokens > 100.0, "{warm}");
     let id = warm["chosen"]["replica"].as_str().unwrap().to_owned();
     let place = world.gateway.replicas().iter().position(|replica| replica["id"] == id.as_str()).unwrap();
     let before = world.taken();
