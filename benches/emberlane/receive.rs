@@ -119,12 +119,13 @@ fn table(rounds: &[[Sample; 4]]) -> Vec<Row> {
         row("capacity", "M/s", &|who| 1e3 / median(who, |sample| sample.backlog));
     }
     rows.pop().into_iter().for_each(|capacity| rows.push(capacity.goal(Goal::AtLeast(1.0))));
-    let settings: [(&str, fn(&Sample) -> f64); 2] = [("cpu", |sample| sample.backlog), ("live", |sample| sample.live)];
-    for (name, field) in settings {
+    let mut share = |name: &str, field: fn(&Sample) -> f64| {
         let share = median(Contender::Native, field) / median(Contender::RecvFrom, field);
         let row = Row::new(format!("receive/af_xdp/{name}/share"), share, "x").against(rival, 1.0);
         rows.push(row.goal(Goal::AtMost(0.25)));
-    }
+    };
+    share("cpu", |sample| sample.backlog);
+    share("live", |sample| sample.live);
     rows
 }
 
