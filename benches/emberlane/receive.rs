@@ -9,8 +9,8 @@
 //! and are then received at a stretch, as when more come than sleep is left between; what is compared with the goals.
 //! `rate` is beacons over wall time of the same, and `capacity` one second over the CPU time of a beacon: what one core
 //! could take if nothing else ran on it. And `live`: both threads run at once. A receiver that keeps up is then woken
-//! for a beacon or two at a time, which costs more than the beacons do; ours naps a tenth of a millisecond when it pays, and
-//! `recv_from` has no such thing: `live` compares receivers, not system calls.
+//! for a beacon or two at a time, which costs more than the beacons do. Ours naps a tenth of a millisecond when it pays;
+//! `recv_from` has no such thing, so `live` compares receivers and not system calls alone.
 //!
 //! What the kernel does before a datagram waits at a socket or in a ring (its IP and UDP layers, or the XDP program and
 //! the copy to our memory) runs as a soft interrupt, over veth on the core of the sender, and is charged to the sending
