@@ -373,7 +373,7 @@ impl Receiver {
 
     /// Looks whether the bypass is still in place, and goes on without it if not. Done when a wait was in vain, and when
     /// much comes through the socket and nothing past the kernel.
-    fn check(&mut self) {
+    pub fn check(&mut self) {
         self.detours = 0;
         let Some(bypassed) = self.bypassed.take_if(|bypassed| !bypassed.attachment.holds()) else { return };
         self.closed = self.closed.plus(&bypassed.sockets);
