@@ -16,8 +16,8 @@
 //! |--------|---------|------|
 //! | edge   | [`cli`], [`demo`], [`mock`], [`gateway`], [`admin`], [`proxy`], [`telemetry`] | all sockets, tasks and clock reads |
 //! | decide | [`pipeline`], [`policy`], [`learn`] | no I/O; `now` and randomness are arguments |
-//! | state  | [`prefix`], [`fleet`], [`load`], [`health`] | many readers; fixed memory |
-//! | data   | [`parse`], [`wire`], [`config`] | pure; parse, don't validate |
+//! | state  | [`prefix`], [`discovery`], [`fleet`], [`load`], [`health`] | many readers; fixed memory |
+//! | data   | [`parse`], [`wire`], [`config`], [`engine`] | pure; parse, don't validate |
 //! | base   | [`id`], [`reject`], [`clock`], [`sync`] | |
 //!
 //! ## Invariants
@@ -41,12 +41,14 @@ pub mod learn;
 pub mod pipeline;
 pub mod policy;
 // -- state: many readers, fixed memory
+pub mod discovery;
 pub mod fleet;
 pub mod health;
 pub mod load;
 pub mod prefix;
 // -- data: pure
 pub mod config;
+pub mod engine;
 pub mod parse;
 pub mod wire;
 // -- base

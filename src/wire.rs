@@ -1,3 +1,4 @@
 //! Formats that cross the wire between agents, engines and gateways.
 
 pub mod beacon;
+pub mod key;
