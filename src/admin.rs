@@ -1,5 +1,6 @@
 //! The admin listener: health, metrics, the configuration in force, replicas, decisions, and what a request would cost.
 
+mod drain;
 mod gauges;
 
 use crate::clock::Now;
@@ -65,6 +66,9 @@ impl Admin {
         if !self.core.asked.load(Relaxed) {
             return text(503, "replicas are being asked what they serve\n");
         }
+        if !self.core.checked.load(Relaxed) {
+            return text(503, "replicas are being asked how they are\n");
+        }
         text(200, "ready\n")
     }
 
@@ -89,14 +93,13 @@ impl Admin {
             let resident = core.shared.index.resident_blocks(slot);
             let in_flight = core.shared.load.in_flight(slot);
             let running = replica.slots.map_or(in_flight, |slots| in_flight.min(slots));
-            json!({
+            let mut row = json!({
                 "id": replica.config.id,
                 "url": replica.config.url.as_str(),
                 "address": replica.address().map(|address| address.to_string()),
                 "models": replica.models,
                 "engine": replica.engine.as_str(),
                 "slots": replica.slots,
-                "state": core.shared.health.state(slot, now).as_str(),
                 "in_flight": in_flight,
                 "running": running,
                 "waiting": in_flight.saturating_sub(running),
@@ -108,7 +111,11 @@ impl Admin {
                 "prefill_tokens_per_s": 1.0 / f64::from(rates.prefill_s_per_token),
                 "decode_ms_per_token": f64::from(rates.decode_s_per_token) * 1e3,
                 "samples": core.shared.rates.samples(slot),
-            })
+            });
+            if let Some(fields) = row.as_object_mut() {
+                fields.extend(drain::health_fields(core, replica, now));
+            }
+            row
         });
         Value::Array(rows.collect())
     }
@@ -192,6 +199,7 @@ impl ServeHttp for Admin {
             (&Method::POST, "/explain") => self.explain(session).await,
             (&Method::GET | &Method::HEAD, "/decisions/refused") => json_answer(200, &self.refusals()),
             (&Method::GET | &Method::HEAD, _) => self.get(&path, &query),
+            (&Method::POST, _) if let Some((id, ask)) = drain::read_path(&path) => drain::answer(&self.core, &id, ask),
             _ => text(405, "method not allowed\n"),
         }
     }

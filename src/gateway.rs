@@ -1,6 +1,7 @@
 //! The process: binds, builds the state that all shards share ([`Core`]), and runs one shard a core, the admin pages, and
 //! a control thread that reloads the configuration and asks replicas what they are.
 
+mod check;
 mod control;
 mod listen;
 
@@ -13,6 +14,7 @@ use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::fleet::Registry;
+use crate::health::Arrival;
 use crate::id::ReplicaSlot;
 use crate::learn::Rates;
 use crate::pipeline::{Shared, SharedConfig, Snapshot, TokenRatios};
@@ -244,8 +246,11 @@ fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartEr
     let (fleet, change) =
         registry.rebuild(&config.replicas, &config.models, &std::collections::HashMap::new(), |_| true)?;
     let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
-    shared.apply(&change, &snapshot);
-    let core = Core::new(Arc::new(shared), snapshot, slots_max, shards, Clock::new());
+    let clock = Clock::new();
+    let now = clock.now();
+    shared.apply(&change, &snapshot, now);
+    check::welcome(&shared, &change, &snapshot.config, Arrival::AtStart, now);
+    let core = Core::new(Arc::new(shared), snapshot, slots_max, shards, clock);
     Ok((Arc::new(core), registry))
 }
 
@@ -287,7 +292,9 @@ fn spawn_control(control: Arc<Control>) -> std::io::Result<(oneshot::Sender<()>,
         .enable_all()
         .max_blocking_threads(control::THREADS_MAX)
         .build()?;
+    let checker = check::Checker::new(control.core());
     let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        runtime.spawn(checker.run());
         runtime.block_on(control.run(stopped));
         runtime.shutdown_background();
     })?;

@@ -17,7 +17,7 @@
 //! | edge   | [`cli`], [`demo`], [`mock`], [`gateway`], [`admin`], [`proxy`], [`telemetry`] | all sockets, tasks and clock reads |
 //! | decide | [`pipeline`], [`policy`], [`learn`] | no I/O; `now` and randomness are arguments |
 //! | state  | [`prefix`], [`fleet`], [`load`], [`health`] | many readers; fixed memory |
-//! | data   | [`parse`], [`wire`], [`config`] | pure; parse, don't validate |
+//! | data   | [`parse`], [`wire`], [`config`], [`engine`] | pure; parse, don't validate |
 //! | base   | [`id`], [`reject`], [`clock`], [`sync`] | |
 //!
 //! ## Invariants
@@ -47,6 +47,7 @@ pub mod load;
 pub mod prefix;
 // -- data: pure
 pub mod config;
+pub mod engine;
 pub mod parse;
 pub mod wire;
 // -- base

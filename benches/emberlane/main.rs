@@ -12,6 +12,7 @@ mod naive;
 mod parse;
 mod prefix_hash;
 mod prefix_index;
+mod receive;
 mod rival;
 mod row;
 mod world;
@@ -26,11 +27,12 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 type Measure = fn(&Options) -> Vec<Row>;
 
 /// Every group of rows: a name for `--only`, and what measures it.
-const GROUPS: [(&str, Measure); 5] = [
+const GROUPS: [(&str, Measure); 6] = [
     ("hash", prefix_hash::rows),
     ("index", prefix_index::rows),
     ("parse", parse::rows),
     ("decision", decision::rows),
+    ("receive", receive::rows),
     ("allocations", allocations),
 ];
 

@@ -57,7 +57,7 @@ impl World {
         let shared = Shared::new(&sizes).unwrap();
         let decider = Decider::new(&config, replicas, 0, 1, 1);
         let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
-        shared.apply(&change, &snapshot);
+        shared.apply(&change, &snapshot, Now(0));
         let flying_max = IN_FLIGHT * replicas;
         let flying = VecDeque::with_capacity(flying_max + 1);
         Self { shared: Arc::new(shared), snapshot, decider, flying, flying_max, now: Now(1) }

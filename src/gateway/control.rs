@@ -5,8 +5,10 @@
 //! block. A round only takes down addresses and answers; the loop compares these with the snapshot in force and rebuilds
 //! it where they differ, so that a round may be cut short at any point and nothing is lost.
 
+use super::check;
 use crate::config::{self, Config};
 use crate::fleet::{Discovered, Engine, Fleet, Membership, Registry, Replica};
+use crate::health::Arrival;
 use crate::pipeline::{Snapshot, TokenRatios};
 use crate::proxy::Core;
 use parking_lot::Mutex;
@@ -59,6 +61,11 @@ impl Control {
     #[must_use]
     pub(super) fn new(core: Arc<Core>, registry: Registry, reload: Option<Reload>) -> Self {
         Self { core, registry: Mutex::new(registry), discovered: Mutex::default(), reload }
+    }
+
+    /// What all share.
+    pub(super) fn core(&self) -> Arc<Core> {
+        Arc::clone(&self.core)
     }
 
     /// Runs until `stop` is sent or dropped.
@@ -162,7 +169,9 @@ impl Control {
 
     fn swap(&self, config: Config, fleet: Fleet, change: &Membership, ratios: &TokenRatios) {
         let snapshot = Arc::new(Snapshot::new(config, fleet, ratios));
-        self.core.shared.apply(change, &snapshot);
+        let now = self.core.clock.now();
+        self.core.shared.apply(change, &snapshot, now);
+        check::welcome(&self.core.shared, change, &snapshot.config, Arrival::Later, now);
         self.core.snapshot.store(snapshot);
     }
 

@@ -5,7 +5,7 @@ use super::Placement;
 use crate::clock::Now;
 use crate::config::Config;
 use crate::fleet::{Engine, Fleet, Membership, Replica};
-use crate::health::HealthColumns;
+use crate::health::{DrainCause, HealthColumns};
 use crate::id::{PoolId, ReplicaSlot};
 use crate::learn::{LearnedRates, Member, Rates, Sample, TokenRatio};
 use crate::load::LoadColumns;
@@ -80,12 +80,18 @@ impl Shared {
         })
     }
 
-    /// Forgets what was known of the slots that changed hands, and takes up what `snapshot` says of all others.
-    pub fn apply(&self, change: &Membership, snapshot: &Snapshot) {
+    /// Forgets what was known of the slots that changed hands, and takes up what `snapshot` says of all others. Load
+    /// reports received before `now` are not believed of those slots: by then, nobody may look up the replicas that left
+    /// under them any more.
+    pub fn apply(&self, change: &Membership, snapshot: &Snapshot, now: Now) {
         for &slot in change.joined.iter().chain(&change.left) {
             self.index.forget(slot);
+            self.load.take_up(slot, now);
             self.health.reset(slot);
             self.rates.reset(slot);
+        }
+        for replica in &snapshot.fleet.replicas {
+            self.health.set_drain(replica.slot, DrainCause::File, replica.config.drain);
         }
         let likes = models_in_common(&snapshot.fleet);
         let members: Vec<_> = snapshot.fleet.replicas.iter().map(|replica| member(replica, &likes)).collect();
@@ -343,7 +349,7 @@ mod tests {
         for (rate, wanted) in [(1000, 1e-3), (4000, 2.5e-4)] {
             let yaml = format!("replicas: [{{id: a, url: 'http://a:1', models: [m], prefill_tokens_per_s: {rate}}}]");
             let (change, snapshot) = snapshot(&mut registry, &yaml);
-            shared.apply(&change, &snapshot);
+            shared.apply(&change, &snapshot, Now(0));
             assert!((f64::from(shared.rates.rates(slot).prefill_s_per_token) / wanted - 1.0).abs() < 1e-3, "{rate}");
         }
     }

@@ -2,6 +2,7 @@
 //! much is open.
 
 use crate::clock::Clock;
+use crate::load::plane::LoadPlane;
 use crate::pipeline::{Shared, Snapshot};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::record::Ring;
@@ -14,6 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 pub struct Core {
     /// The one clock.
     pub clock: Clock,
+    /// Who is believed of what replicas report, and who was heard when.
+    pub plane: LoadPlane,
     /// The pipeline's columns and index.
     pub shared: Arc<Shared>,
     /// What is in force; read once a request.
@@ -26,6 +29,8 @@ pub struct Core {
     pub slots_max: usize,
     /// True once every replica has been asked what it serves, or has had the time to say: `/readyz` waits for that.
     pub asked: AtomicBool,
+    /// True once the health of every replica has been checked, or could have been: `/readyz` waits for that too.
+    pub checked: AtomicBool,
     /// True once the process is stopping: `/readyz` says so.
     pub stopping: AtomicBool,
     /// The last reload's error, for `/config`.
@@ -50,6 +55,7 @@ impl Core {
     pub fn new(shared: Arc<Shared>, snapshot: Snapshot, slots_max: usize, shards: usize, clock: Clock) -> Self {
         Self {
             clock,
+            plane: LoadPlane::new(slots_max),
             metrics: Metrics::new(),
             rings: (0..shards).map(|_| Arc::new(Ring::default())).collect(),
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -57,6 +63,7 @@ impl Core {
             shared,
             slots_max,
             asked: AtomicBool::new(false),
+            checked: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),

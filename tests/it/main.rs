@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail by panicking")]
 
 mod bad_input;
+mod beacon_format;
 mod body;
+mod bypass;
 mod cli;
 mod connections;
 mod ejection;

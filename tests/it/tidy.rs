@@ -12,7 +12,7 @@ const LINES_MAX: usize = 600;
 /// Binaries' roots (`lib`, `main`) stand above all.
 const LAYERS: [(&str, &[&str]); 5] = [
     ("base", &["id", "reject", "clock", "rng", "sync"]),
-    ("data", &["parse", "wire", "config"]),
+    ("data", &["parse", "wire", "config", "engine"]),
     ("state", &["prefix", "load", "discovery", "health", "fleet"]),
     ("decide", &["pipeline", "admission", "price", "policy", "models", "session", "learn"]),
     ("edge", &["cli", "gateway", "admin", "proxy", "mock", "demo", "agent", "telemetry", "sim"]),
