@@ -144,9 +144,9 @@ fn in_words(state: State, now: Now) -> String {
         Phase::Starting | Phase::Healthy | Phase::Ejected { .. } => HealthState::of(state, now).as_str().to_owned(),
     }];
     let mut say = |is_so: bool, text: String| words.extend(is_so.then_some(text));
-    say(state.checks_failed > 0, format!("{} checks failed", state.checks_failed));
+    say(state.checks_failed > 0, format!("failed checks: {}", state.checks_failed));
     say(state.is_slow, "the last for time".to_owned());
-    say(state.ejections > 0, format!("{} ejections", state.ejections));
+    say(state.ejections > 0, format!("ejections: {}", state.ejections));
     say(state.said == Said::Ready, "said ready".to_owned());
     say(state.said == Said::NotReady, "said not ready".to_owned());
     say(state.said == Said::Silent, "silent".to_owned());

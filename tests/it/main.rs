@@ -11,6 +11,7 @@ mod connections;
 mod ejection;
 mod engines;
 mod framing;
+mod health;
 mod passthrough;
 mod placement;
 mod recorded;
