@@ -124,8 +124,10 @@ pub enum PageFault {
         lines: u32,
     },
     /// Prometheus text, of no engine that is known.
-    #[error("the page has no metric of a known engine (vllm:, sglang:, trtllm_, nv_trt_llm_, llamacpp:); map its names \
-             with `engine: custom`")]
+    #[error(
+        "the page has no metric of a known engine (vllm:, sglang:, trtllm_, nv_trt_llm_, llamacpp:); map its names \
+             with `engine: custom`"
+    )]
     Unknown,
     /// Names are missing.
     #[error("the page lacks {}{}", missing.join(" and "), likeness(*engine, *looks_like))]

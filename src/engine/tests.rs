@@ -162,12 +162,10 @@ fn llamacpp_pages_are_read() {
         ..Reading::new(Engine::LlamaCpp)
     };
     assert_eq!(read(Engine::LlamaCpp, page!("llamacpp-busy")), busy);
-    assert_eq!(read(Engine::Auto, page!("llamacpp-idle")).load(), Load {
-        ready: true,
-        prefix_tokens_queried: Some(0),
-        prefix_tokens_hit: Some(0),
-        ..Load::default()
-    });
+    assert_eq!(
+        read(Engine::Auto, page!("llamacpp-idle")).load(),
+        Load { ready: true, prefix_tokens_queried: Some(0), prefix_tokens_hit: Some(0), ..Load::default() }
+    );
 }
 
 #[test]

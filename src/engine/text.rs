@@ -177,7 +177,8 @@ mod tests {
 
     #[test]
     fn names_labels_and_values_are_found() {
-        let (name, labels, value) = only("# HELP x y\nx:y_total{a=\"1\",b=\"}, \\\"c\\\"=\\\\\"} 1.5e+03 1700\n").unwrap();
+        let (name, labels, value) =
+            only("# HELP x y\nx:y_total{a=\"1\",b=\"}, \\\"c\\\"=\\\\\"} 1.5e+03 1700\n").unwrap();
         assert_eq!((name.as_str(), value.to_bits()), ("x:y_total", 1500_f64.to_bits()));
         assert_eq!(labels.get("a").as_deref(), Some("1"));
         assert_eq!(labels.get("b").as_deref(), Some("}, \"c\"=\\"));

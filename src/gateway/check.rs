@@ -202,7 +202,7 @@ impl Checker {
     /// The gateway is ready when everybody has been asked, or has had the time to answer.
     fn note_first_round(&self, snapshot: &Snapshot, now: Now) {
         let is_over = snapshot.config.health.is_none()
-            || self.places.iter().flatten().all(|place| place.was_checked)
+            || (!snapshot.fleet.replicas.is_empty() && self.places.iter().flatten().all(|place| place.was_checked))
             || now.since(self.started) >= FIRST_ROUND;
         if is_over {
             self.core.checked.store(true, Relaxed);

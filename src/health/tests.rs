@@ -105,7 +105,12 @@ fn states() -> Vec<(&'static str, State)> {
 
 fn events() -> Vec<(&'static str, Event)> {
     let blame = |is_limit, pool_can_spare| {
-        Event::RequestFailed(Blame { is_limit, pool_can_spare, base: Duration::from_secs(2), max: Duration::from_secs(60) })
+        Event::RequestFailed(Blame {
+            is_limit,
+            pool_can_spare,
+            base: Duration::from_secs(2),
+            max: Duration::from_secs(60),
+        })
     };
     vec![
         ("joined at start", Event::Joined { is_late: false }),

@@ -13,13 +13,12 @@
 //!   which each view follows at its own pace ([`ReportColumns::changed_since`]); time passing is a change too.
 
 use super::LoadColumns;
+use super::heard::PERIODS_UNTIL_STALE;
 use super::report::{LoadReport, LoadSource};
 use crate::clock::Now;
 use crate::id::ReplicaSlot;
 use std::time::Duration;
 
-/// Periods for which a report is fresh.
-const FRESH_PERIODS: u32 = 3;
 /// Periods over which its weight then falls to nothing.
 const FADING_PERIODS: u32 = 3;
 /// While it falls, the weight is set anew so many times a period.
@@ -51,7 +50,7 @@ impl Heading {
         if fading <= 0.0 {
             return 0.0;
         }
-        let over = now.since(self.received.plus(self.periods(FRESH_PERIODS))).as_secs_f64();
+        let over = now.since(self.received.plus(self.periods(PERIODS_UNTIL_STALE))).as_secs_f64();
         (1.0 - over / fading).max(0.0) as f32
     }
 }
@@ -220,7 +219,7 @@ impl ReportColumns {
         let is_change = *elsewhere != next;
         *elsewhere = next;
         if let Some(next) = self.next_change.get_mut(place / GROUP) {
-            *next = (*next).min(heading.received.plus(heading.periods(FRESH_PERIODS)));
+            *next = (*next).min(heading.received.plus(heading.periods(PERIODS_UNTIL_STALE)));
         }
         if is_change {
             self.note(report.slot);
@@ -252,7 +251,8 @@ impl ReportColumns {
                 }
             }
             if weight >= 1.0 {
-                next = next.min(heading.received.plus(heading.periods(FRESH_PERIODS)).plus(Duration::from_nanos(1)));
+                next =
+                    next.min(heading.received.plus(heading.periods(PERIODS_UNTIL_STALE)).plus(Duration::from_nanos(1)));
             } else if weight > 0.0 {
                 next = next.min(now.plus(heading.periods(1) / FADING_STEPS));
             }

@@ -154,22 +154,19 @@ impl Candidates {
     }
 }
 
-/// Bars those that take no requests now or have failed this one.
+/// Bars those that take no requests now or have failed this one. Where that leaves nobody, those that have given no sign
+/// yet, good or bad, are better than nobody.
 fn bar(view: &mut View, known: Known<'_>, tried: &[ReplicaSlot]) {
     let View { slots, barred, .. } = view;
-    for (place, slot) in (0..).zip(slots.iter()) {
-        let in_flight = known.shared.load.in_flight(*slot);
-        if tried.contains(slot) || !known.shared.health.admits(*slot, in_flight, known.now) {
-            barred.push(place);
-        }
-    }
-    if barred.len() == slots.len() {
-        // Those that have given no sign yet, good or bad: better than nobody.
-        barred.retain(|place| {
-            let slot = slots[usize::from(*place)];
-            tried.contains(&slot) || !known.shared.health.may_try(slot)
-        });
-    }
+    let health = &known.shared.health;
+    let mut bar_unless = |is_open: &dyn Fn(ReplicaSlot) -> bool| {
+        barred.clear();
+        let open = |slot: &ReplicaSlot| !tried.contains(slot) && is_open(*slot);
+        barred.extend((0..).zip(slots.iter()).filter(|(_, slot)| !open(slot)).map(|(place, _)| place));
+        barred.len() < slots.len()
+    };
+    let _any = bar_unless(&|slot| health.admits(slot, known.shared.load.in_flight(slot), known.now))
+        || bar_unless(&|slot| health.may_try(slot));
 }
 
 impl PoolView {

@@ -2,6 +2,7 @@
 //! much is open.
 
 use crate::clock::Clock;
+use crate::discovery::DiscoveryStatus;
 use crate::load::plane::LoadPlane;
 use crate::pipeline::{Shared, Snapshot};
 use crate::telemetry::metrics::Metrics;
@@ -35,6 +36,8 @@ pub struct Core {
     pub stopping: AtomicBool,
     /// The last reload's error, for `/config`.
     pub reload_error: ArcSwap<Option<String>>,
+    /// Where replicas come from, for `/config` and `/replicas`.
+    pub discovery: ArcSwap<DiscoveryStatus>,
     connections: AtomicU64,
     requests: AtomicU64,
 }
@@ -60,6 +63,7 @@ impl Core {
             rings: (0..shards).map(|_| Arc::new(Ring::default())).collect(),
             snapshot: ArcSwap::from_pointee(snapshot),
             reload_error: ArcSwap::default(),
+            discovery: ArcSwap::default(),
             shared,
             slots_max,
             asked: AtomicBool::new(false),

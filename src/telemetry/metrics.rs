@@ -53,6 +53,8 @@ pub struct Metrics {
     pub reloads: IntCounter,
     /// Reloads that were refused.
     pub reload_failures: IntCounter,
+    /// Times that a source of replicas began to fail, or a registration was refused, by source.
+    pub discovery_failures: IntCounterVec,
 }
 
 /// Registers `metric` and gives it back. Names are fixed at compile time, so neither step fails twice the same way.
@@ -118,6 +120,11 @@ impl Metrics {
             reloads: counter("emberlane_config_reloads_total", "Reloads that took effect."),
             reload_failures: counter("emberlane_config_reload_failures_total", "Reloads that were refused."),
             load: LoadMetrics::new(&registry),
+            discovery_failures: counters(
+                "emberlane_discovery_failures_total",
+                "Times that a source of replicas began to fail, and registrations refused, by source.",
+                &["source"],
+            ),
             registry,
         }
     }
@@ -132,6 +139,7 @@ impl Metrics {
             reasons: Reason::ALL.map(|reason| self.decisions.with_label_values(&[reason.as_str()])),
             upstream_failures: self.upstream_failures.clone(),
             decide: self.decide.clone(),
+            load_age: self.load.age.clone(),
             ttft: self.ttft.clone(),
             duration: self.duration.clone(),
             inter_token: self.inter_token.clone(),
@@ -172,6 +180,8 @@ pub struct ShardMetrics {
     pub upstream_failures: IntCounterVec,
     /// Time of decisions.
     pub decide: Histogram,
+    /// Age of the load that decisions went by.
+    pub load_age: Histogram,
     ttft: Histogram,
     duration: Histogram,
     /// Time between content events.

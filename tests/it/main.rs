@@ -4,10 +4,12 @@
 
 mod bad_input;
 mod beacon_format;
+mod beacons;
 mod body;
 mod bypass;
 mod cli;
 mod connections;
+mod discovery;
 mod ejection;
 mod engines;
 mod framing;

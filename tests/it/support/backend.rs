@@ -153,12 +153,13 @@ impl Backend {
         Self::start_at(super::free_address(), handler)
     }
 
-    /// Starts one at this address.
+    /// Starts one at `address`.
     pub(crate) fn start_at(
         address: SocketAddr,
         handler: impl Fn(&mut Exchange<'_>) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind(address).unwrap();
+        let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             handler: Box::new(handler),
             posts: AtomicUsize::new(0),
