@@ -1,6 +1,7 @@
 //! The process: binds, builds the state that all shards share ([`Core`]), and runs one shard a core, the admin pages, and
 //! a control thread that reloads the configuration and asks replicas what they are.
 
+mod check;
 mod control;
 mod ingest;
 mod listen;
@@ -16,6 +17,7 @@ use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::fleet::Registry;
+use crate::health::Arrival;
 use crate::id::ReplicaSlot;
 use crate::learn::Rates;
 use crate::load::ring;
@@ -272,7 +274,9 @@ fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartEr
         registry.rebuild(&config.replicas, &config.models, &std::collections::HashMap::new(), |_| true)?;
     let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
     let clock = Clock::new();
-    shared.apply(&change, &snapshot, clock.now());
+    let now = clock.now();
+    shared.apply(&change, &snapshot, now);
+    check::welcome(&shared, &change, &snapshot.config, Arrival::AtStart, now);
     let core = Core::new(Arc::new(shared), snapshot, slots_max, shards, clock);
     Ok((Arc::new(core), registry))
 }
@@ -324,7 +328,9 @@ fn spawn_control(control: Arc<Control>, mut inbox: Inbox) -> std::io::Result<(on
         .max_blocking_threads(control::THREADS_MAX)
         .build()?;
     runtime.block_on(control.find_first(&mut inbox));
+    let checker = check::Checker::new(control.core());
     let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        runtime.spawn(checker.run());
         runtime.block_on(control.run(inbox, stopped));
         runtime.shutdown_background();
     })?;
