@@ -57,6 +57,15 @@ impl Clock {
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
     }
+
+    /// Nanoseconds since the Unix epoch, for what is sent to other hosts.
+    #[expect(clippy::disallowed_methods, reason = "this is the one clock")]
+    #[must_use]
+    pub fn unix_ns() -> u64 {
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+    }
 }
 
 #[cfg(test)]

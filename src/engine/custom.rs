@@ -33,8 +33,10 @@ pub struct CustomNames {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CustomFault {
     /// No such figure.
-    #[error("there is no such figure; one of running, waiting, slots, kv_usage, kv_blocks, kv_block_tokens, \
-             prefill_tokens, blocks_evicted, prefix_tokens_queried, prefix_tokens_hit, started")]
+    #[error(
+        "there is no such figure; one of running, waiting, slots, kv_usage, kv_blocks, kv_block_tokens, \
+             prefill_tokens, blocks_evicted, prefix_tokens_queried, prefix_tokens_hit, started"
+    )]
     Figure,
     /// Not a metric.
     #[error("expected a metric such as `my_queue` or `my_requests{{state=\"queued\"}}` (at most one label)")]

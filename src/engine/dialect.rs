@@ -208,9 +208,8 @@ pub(crate) fn trtllm() -> Dialect {
 pub(crate) fn triton() -> Dialect {
     use Figure::{Active, KvBlockTokens, KvBlocks, KvBlocksUsed, KvUsage, Running, Slots, Waiting};
     let requests = |figure, kind| labelled(figure, "nv_trt_llm_request_metrics", ("request_type", kind), Fold::Sum);
-    let blocks = |figure, kind, fold| {
-        labelled(figure, "nv_trt_llm_kv_cache_block_metrics", ("kv_cache_block_type", kind), fold)
-    };
+    let blocks =
+        |figure, kind, fold| labelled(figure, "nv_trt_llm_kv_cache_block_metrics", ("kv_cache_block_type", kind), fold);
     Dialect {
         rules: vec![
             requests(Running, "scheduled"),
@@ -250,5 +249,11 @@ pub(crate) fn llamacpp() -> Dialect {
 
 /// What a user says of an engine that is not known here.
 pub(crate) const fn custom(rules: Vec<Rule>) -> Dialect {
-    Dialect { rules, info: InfoNames { cache: None, adapters: None, model: None }, prefix: "", needed: BOTH, is_lazy: false }
+    Dialect {
+        rules,
+        info: InfoNames { cache: None, adapters: None, model: None },
+        prefix: "",
+        needed: BOTH,
+        is_lazy: false,
+    }
 }

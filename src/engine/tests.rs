@@ -37,7 +37,7 @@ fn vllm_pages_are_read() {
     let busy = Reading {
         running: 2,
         waiting: 6,
-        kv_usage: Some(0.220_125_79),
+        kv_usage: Some(0.220_125_786),
         prefix_tokens_queried: Some(1_923),
         prefix_tokens_hit: Some(384),
         adapters_loaded: Some(names(&["tiny-lora"])),
@@ -162,12 +162,10 @@ fn llamacpp_pages_are_read() {
         ..Reading::new(Engine::LlamaCpp)
     };
     assert_eq!(read(Engine::LlamaCpp, page!("llamacpp-busy")), busy);
-    assert_eq!(read(Engine::Auto, page!("llamacpp-idle")).load(), Load {
-        ready: true,
-        prefix_tokens_queried: Some(0),
-        prefix_tokens_hit: Some(0),
-        ..Load::default()
-    });
+    assert_eq!(
+        read(Engine::Auto, page!("llamacpp-idle")).load(),
+        Load { ready: true, prefix_tokens_queried: Some(0), prefix_tokens_hit: Some(0), ..Load::default() }
+    );
 }
 
 #[test]
