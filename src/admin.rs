@@ -1,8 +1,13 @@
 //! The admin listener: health, metrics, the configuration in force, replicas, decisions, and what a request would cost.
 
 mod gauges;
+mod replicas;
 
 use crate::clock::Now;
+use crate::discovery::DiscoveryStatus;
+use crate::load::columns::ReportColumns;
+use crate::load::plane::ReceiverStatus;
+use crate::load::ring::Inbox;
 use crate::parse::Api;
 use crate::pipeline::{Decider, Hints};
 use crate::proxy::{Core, Dialect};
@@ -26,23 +31,41 @@ const EXPLAIN_BYTES_MAX: usize = 64 << 20;
 #[derive(Debug)]
 pub struct Admin {
     core: Arc<Core>,
-    decider: Mutex<Decider>,
+    decider: Arc<Mutex<Decider>>,
 }
 
 impl Admin {
-    /// The admin pages of `core`.
+    /// The admin pages of `core`, which hear load reports through `inbox`.
     #[must_use]
-    pub fn new(core: &Arc<Core>) -> Self {
+    pub fn new(core: &Arc<Core>, inbox: Inbox) -> Self {
         let snapshot = core.snapshot.load();
-        let decider = Decider::new(&snapshot.config, core.slots_max, 0, 1, 0);
-        Self { core: Arc::clone(core), decider: Mutex::new(decider) }
+        let mut decider = Decider::new(&snapshot.config, core.slots_max, 0, 1, 0);
+        decider.attach(inbox);
+        Self { core: Arc::clone(core), decider: Arc::new(Mutex::new(decider)) }
+    }
+
+    /// Hears load reports while nobody asks: for the thread of the admin pages, and without end.
+    pub fn hearing(&self) -> impl Future<Output = ()> + Send + use<> {
+        crate::proxy::hear(Arc::clone(&self.core), Arc::clone(&self.decider))
+    }
+
+    /// Calls `read` with all that was heard up to now.
+    fn with_reports<R>(&self, now: Now, read: impl FnOnce(&ReportColumns) -> R) -> R {
+        let mut decider = self.decider.lock();
+        decider.hear(&self.core.shared, now);
+        read(decider.reports())
+    }
+
+    fn metrics(&self) -> prometheus::Result<Vec<u8>> {
+        let gauges = self.with_reports(self.core.clock.now(), |reports| gauges::read(&self.core, reports))?;
+        self.core.metrics.render(gauges)
     }
 
     fn get(&self, path: &str, query: &str) -> Response<Vec<u8>> {
         match path {
             "/healthz" => text(200, "ok\n"),
             "/readyz" => self.ready(),
-            "/metrics" => match gauges::read(&self.core).and_then(|gauges| self.core.metrics.render(gauges)) {
+            "/metrics" => match self.metrics() {
                 Ok(body) => answer(200, "text/plain; version=0.0.4; charset=utf-8", body),
                 Err(error) => text(500, &format!("{error}\n")),
             },
@@ -76,41 +99,23 @@ impl Admin {
             "reloads": self.core.metrics.reloads.get(),
             "reload_failures": self.core.metrics.reload_failures.get(),
             "last_reload_error": error.as_ref(),
+            "discovery": discovery_json(&self.core.discovery.load()),
+            "beacon_receivers": self.receivers(),
         });
         json_answer(200, &body)
     }
 
+    fn receivers(&self) -> Value {
+        let receivers = self.core.plane.receivers.lock();
+        let row = |receiver: &ReceiverStatus| {
+            json!({ "address": receiver.address.to_string(), "mode": receiver.mode, "fallback": receiver.fallback })
+        };
+        Value::Array(receivers.iter().map(row).collect())
+    }
+
     fn replicas(&self) -> Value {
-        let (core, snapshot, now) = (&self.core, self.core.snapshot.load(), self.core.clock.now());
-        let rows = snapshot.fleet.replicas.iter().map(|replica| {
-            let slot = replica.slot;
-            let rates = core.shared.rates.rates(slot);
-            let limits = snapshot.limits(slot);
-            let resident = core.shared.index.resident_blocks(slot);
-            let in_flight = core.shared.load.in_flight(slot);
-            let running = replica.slots.map_or(in_flight, |slots| in_flight.min(slots));
-            json!({
-                "id": replica.config.id,
-                "url": replica.config.url.as_str(),
-                "address": replica.address().map(|address| address.to_string()),
-                "models": replica.models,
-                "engine": replica.engine.as_str(),
-                "slots": replica.slots,
-                "state": core.shared.health.state(slot, now).as_str(),
-                "in_flight": in_flight,
-                "running": running,
-                "waiting": in_flight.saturating_sub(running),
-                "kv_usage": (resident as f64 / f64::from(limits.kv_blocks)).min(1.0),
-                "load_source": "gateway",
-                "load_age_ms": 0,
-                "prefill_tokens_waiting": core.shared.load.prefill_tokens(slot),
-                "resident_blocks": resident,
-                "prefill_tokens_per_s": 1.0 / f64::from(rates.prefill_s_per_token),
-                "decode_ms_per_token": f64::from(rates.decode_s_per_token) * 1e3,
-                "samples": core.shared.rates.samples(slot),
-            })
-        });
-        Value::Array(rows.collect())
+        let now = self.core.clock.now();
+        self.with_reports(now, |reports| replicas::all(&self.core, reports, now))
     }
 
     fn decisions(&self, most: usize) -> Value {
@@ -152,6 +157,13 @@ impl Admin {
             Err(reject) => refuse(&path, reject),
         }
     }
+}
+
+fn discovery_json(status: &DiscoveryStatus) -> Value {
+    let sources = status.sources.iter().map(
+        |row| json!({ "source": row.source.as_str(), "name": row.name, "replicas": row.replicas, "error": row.error }),
+    );
+    json!({ "sources": sources.collect::<Vec<_>>(), "left_out": status.left_out })
 }
 
 fn refuse(path: &str, reject: Reject) -> Response<Vec<u8>> {

@@ -58,7 +58,7 @@ impl Clock {
             .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Nanoseconds since the Unix epoch, for what is sent to other hosts.
+    /// Nanoseconds since the Unix epoch, to judge other machines' clocks by.
     #[expect(clippy::disallowed_methods, reason = "this is the one clock")]
     #[must_use]
     pub fn unix_ns() -> u64 {

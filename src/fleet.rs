@@ -234,46 +234,92 @@ impl Registry {
         discovered: &HashMap<String, Discovered>,
         is_idle: impl Fn(ReplicaSlot) -> bool,
     ) -> Result<(Fleet, Membership), FleetFull> {
-        let mut slots: Vec<Option<Arc<Replica>>> = vec![None; self.slots.len()];
-        let mut change = Membership::default();
-        let mut members = Vec::with_capacity(replicas.len());
+        let plan = self.plan(replicas, discovered, is_idle);
+        if !plan.left_out.is_empty() {
+            return Err(FleetFull { wanted: replicas.len(), limit: self.slots.len() });
+        }
+        Ok(self.carry_out(plan, models))
+    }
+
+    /// As [`Self::rebuild`], but newcomers for whom no slot is free now are left out; the third value says which. They fit
+    /// once others have left and are idle.
+    pub fn rebuild_what_fits(
+        &mut self,
+        replicas: &[ReplicaConfig],
+        models: &[ModelConfig],
+        discovered: &HashMap<String, Discovered>,
+        is_idle: impl Fn(ReplicaSlot) -> bool,
+    ) -> (Fleet, Membership, Vec<String>) {
+        let mut plan = self.plan(replicas, discovered, is_idle);
+        let left_out = std::mem::take(&mut plan.left_out);
+        let (fleet, change) = self.carry_out(plan, models);
+        (fleet, change, left_out)
+    }
+
+    /// Who gets which slot. Changes nothing.
+    fn plan(
+        &self,
+        replicas: &[ReplicaConfig],
+        discovered: &HashMap<String, Discovered>,
+        is_idle: impl Fn(ReplicaSlot) -> bool,
+    ) -> Plan {
+        let mut plan = Plan { slots: vec![None; self.slots.len()], ..Plan::default() };
         let mut newcomers = Vec::new();
         let known: HashMap<&str, &Arc<Replica>> =
             self.slots.iter().flatten().map(|old| (old.config.id.as_str(), old)).collect();
         for (place, config) in replicas.iter().enumerate() {
             match known.get(config.id.as_str()).filter(|old| old.config.url == config.url) {
-                Some(old) => members.push((place, Arc::new(kept(old, config, discovered.get(&config.id))))),
+                Some(old) => plan.members.push((place, Arc::new(kept(old, config, discovered.get(&config.id))))),
                 None => newcomers.push((place, config)),
             }
         }
-        for (_, member) in &members {
-            slots[member.slot.index()] = Some(Arc::clone(member));
+        for (_, member) in &plan.members {
+            plan.slots[member.slot.index()] = Some(Arc::clone(member));
         }
         // Slots that nobody has come first: whoever has just left may have requests on the way to be counted.
-        let mut free: Vec<ReplicaSlot> = (0..slots.len())
-            .filter(|place| slots[*place].is_none())
+        let mut free: Vec<ReplicaSlot> = (0..plan.slots.len())
+            .filter(|place| plan.slots[*place].is_none())
             .filter_map(ReplicaSlot::from_index)
             .filter(|slot| is_idle(*slot))
             .collect();
         free.sort_by_key(|slot| self.slots[slot.index()].is_some());
         let mut free = free.into_iter();
         for (place, config) in newcomers {
-            let slot = free.next().ok_or(FleetFull { wanted: replicas.len(), limit: self.slots.len() })?;
+            let Some(slot) = free.next() else {
+                plan.left_out.push(config.id.clone());
+                continue;
+            };
             let member = Arc::new(newcomer(slot, config));
-            slots[slot.index()] = Some(Arc::clone(&member));
-            members.push((place, member));
-            change.joined.push(slot);
+            plan.slots[slot.index()] = Some(Arc::clone(&member));
+            plan.members.push((place, member));
+            plan.change.joined.push(slot);
         }
-        change.left =
-            self.slots.iter().flatten().map(|old| old.slot).filter(|slot| slots[slot.index()].is_none()).collect();
-        members.sort_by_key(|(place, _)| *place);
+        let left = self.slots.iter().flatten().map(|old| old.slot);
+        plan.change.left = left.filter(|slot| plan.slots[slot.index()].is_none()).collect();
+        plan.members.sort_by_key(|(place, _)| *place);
+        plan
+    }
+
+    fn carry_out(&mut self, plan: Plan, models: &[ModelConfig]) -> (Fleet, Membership) {
+        let Plan { slots, members, change, .. } = plan;
         let replicas: Vec<_> = members.into_iter().map(|(_, member)| member).collect();
         self.slots.clone_from(&slots);
         let pools = pools(&replicas, models);
         let by_model =
             pools.iter().filter(|pool| !pool.is_wildcard()).map(|pool| (pool.model.clone(), pool.id)).collect();
-        Ok((Fleet { replicas, pools, by_model, by_slot: slots }, change))
+        (Fleet { replicas, pools, by_model, by_slot: slots }, change)
     }
+}
+
+/// Who is to have which slot.
+#[derive(Debug, Default)]
+struct Plan {
+    slots: Vec<Option<Arc<Replica>>>,
+    /// With their places in the list.
+    members: Vec<(usize, Arc<Replica>)>,
+    change: Membership,
+    /// Ids of newcomers without a slot.
+    left_out: Vec<String>,
 }
 
 /// A replica that is new, or whose URL is.
@@ -430,6 +476,23 @@ mod tests {
         let full = registry.rebuild(&[config("a", &[]), config("b", &[])], &[], &HashMap::new(), |_| true);
         assert_eq!(full.unwrap_err(), FleetFull { wanted: 2, limit: 1 });
         assert_eq!(build(&mut registry, &[config("a", &[])]).1, Membership::default());
+    }
+
+    #[test]
+    fn who_does_not_fit_is_told_and_fits_once_there_is_room() {
+        let mut registry = Registry::new(2);
+        let replicas: Vec<_> = ["a", "b", "c"].map(|id| config(id, &["m"])).into();
+        let fit = |registry: &mut Registry, replicas: &[ReplicaConfig], idle| {
+            let (fleet, _, left_out) = registry.rebuild_what_fits(replicas, &[], &HashMap::new(), |_| idle);
+            (fleet.replicas.iter().map(|replica| replica.config.id.clone()).collect::<Vec<_>>(), left_out)
+        };
+        assert_eq!(fit(&mut registry, &replicas, true), (vec!["a".into(), "b".into()], vec!["c".to_owned()]));
+        assert_eq!(
+            fit(&mut registry, &replicas[1..], false),
+            (vec!["b".into()], vec!["c".to_owned()]),
+            "a is busy yet"
+        );
+        assert_eq!(fit(&mut registry, &replicas[1..], true), (vec!["b".into(), "c".into()], Vec::new()));
     }
 
     #[test]

@@ -2,12 +2,15 @@
 //! a control thread that reloads the configuration and asks replicas what they are.
 
 mod control;
+mod ingest;
 mod listen;
 
 pub use self::control::Reload;
+pub use self::ingest::IngestError;
 pub use self::listen::TooManySockets;
 
-use self::control::Control;
+use self::control::{Control, Inbox};
+use self::ingest::{IngestThreads, Opening};
 use self::listen::{Endpoint, OneThread};
 use crate::admin::Admin;
 use crate::clock::Clock;
@@ -15,6 +18,7 @@ use crate::config::Config;
 use crate::fleet::Registry;
 use crate::id::ReplicaSlot;
 use crate::learn::Rates;
+use crate::load::ring;
 use crate::pipeline::{Shared, SharedConfig, Snapshot, TokenRatios};
 use crate::proxy::{Core, Shard};
 use async_trait::async_trait;
@@ -34,6 +38,11 @@ const IDLE_CONNECTIONS_AT_STOP: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
 /// Room for replicas that join later.
 const SLOTS_SPARE: usize = 64;
+/// Room for all replicas, when they come from elsewhere than the configuration.
+const SLOTS_DISCOVERED: usize = 1024;
+
+/// Load reports that wait for one reader: what 1,000 replicas send in 40 ms. Readers are woken at a quarter.
+const REPORTS_MAX: usize = 4096;
 
 /// Why a gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +61,9 @@ pub enum StartError {
     /// Memory for the index, or a thread, cannot be had.
     #[error("cannot allocate what the gateway needs: {0}")]
     Resources(#[from] std::io::Error),
+    /// Beacons cannot be received.
+    #[error(transparent)]
+    Ingest(#[from] IngestError),
     /// More replicas than fit.
     #[error(transparent)]
     Fleet(#[from] crate::fleet::FleetFull),
@@ -86,6 +98,7 @@ pub struct Gateway {
     admin: Option<SocketAddr>,
     server: Option<JoinHandle<()>>,
     control: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    ingest: Option<IngestThreads>,
     phases: broadcast::Receiver<ExecutionPhase>,
     stop: Option<oneshot::Sender<()>>,
 }
@@ -133,29 +146,42 @@ impl Gateway {
                 endpoints[shard].push(Endpoint { key, address: bound, listener });
             }
         }
-        for (index, endpoints) in endpoints.into_iter().enumerate() {
-            let shard = Shard::new(&core, index, shards, Arc::clone(&core.rings[index]));
+        let beacons = &snapshot.config.beacons;
+        let readers = shards + usize::from(snapshot.config.admin.is_some());
+        let (publishers, inboxes) = ring::rings(ingest::threads(beacons), readers, REPORTS_MAX);
+        let mut inboxes = inboxes.into_iter();
+        for ((index, endpoints), inbox) in endpoints.into_iter().enumerate().zip(&mut inboxes) {
+            let shard = Shard::new(&core, index, shards, Arc::clone(&core.rings[index]), inbox);
             let pin = (shards == cores && shards > 1).then_some(index);
-            server.add_service(OneThread::new(format!("shard-{index}"), shard, endpoints, pin));
+            let hearing = shard.hearing();
+            server.add_service(OneThread::new(format!("shard-{index}"), shard, endpoints, pin).beside(hearing));
         }
         let mut admin = None;
-        if let Some(address) = snapshot.config.admin {
+        if let Some((address, inbox)) = snapshot.config.admin.zip(inboxes.next()) {
             let (bound, mut listeners) = bind(address, 1, options.upgrade)?;
             admin = Some(bound);
             let endpoint =
                 Endpoint { key: listen::key(address, "admin"), address: bound, listener: listeners.pop().flatten() };
-            server.add_service(OneThread::new("admin".to_owned(), Admin::new(&core), vec![endpoint], None));
+            let pages = Admin::new(&core, inbox);
+            let hearing = pages.hearing();
+            server.add_service(OneThread::new("admin".to_owned(), pages, vec![endpoint], None).beside(hearing));
         }
-        let control = Arc::new(Control::new(Arc::clone(&core), registry, options.reload));
+        let (control, inbox) = Control::new(Arc::clone(&core), registry, options.reload);
         let (stop, stopped) = oneshot::channel();
         let watch = Watch { core: Arc::clone(&core), stopped: Some(stopped).into(), signals: options.signals };
         let phases = server.watch_execution_phase();
-        let control = spawn_control(control)?;
+        let news = control.news();
+        core.plane.keys.store(Arc::new(ingest::read_keys(beacons)?));
+        let control = spawn_control(Arc::new(control), inbox)?;
+        // The control thread has told by now who speaks for whom.
+        let opening = if options.upgrade { Opening::AfterThePrevious } else { Opening::AtOnce };
+        let ingest = IngestThreads::start(&core, beacons, opening, &mut publishers.into_iter(), &news)?;
         let server = std::thread::Builder::new()
             .name("server".to_owned())
             .spawn(move || server.run(RunArgs { shutdown_signal: Box::new(watch) }))?;
         let listen = listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        Ok(Self { core, listen, admin, server: Some(server), control: Some(control), phases, stop: Some(stop) })
+        let (server, control, ingest, stop) = (Some(server), Some(control), Some(ingest), Some(stop));
+        Ok(Self { core, listen, admin, server, control, ingest, phases, stop })
     }
 
     /// Where clients connect.
@@ -217,6 +243,7 @@ impl Gateway {
         if let Some(stop) = self.stop.take() {
             let _gone = stop.send(());
         }
+        drop(self.ingest.take());
         if let Some((stop, thread)) = self.control.take() {
             let _gone = stop.send(());
             let _panicked = thread.join();
@@ -229,7 +256,7 @@ impl Gateway {
 
 /// Builds the state that shards share.
 fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartError> {
-    let slots_max = (config.replicas.len() * 2 + SLOTS_SPARE).min(ReplicaSlot::LIMIT);
+    let slots_max = slots_max(&config);
     let mut hash_key = [0; 32];
     getrandom::fill(&mut hash_key).map_err(std::io::Error::other)?;
     let shared = Shared::new(&SharedConfig {
@@ -244,9 +271,17 @@ fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartEr
     let (fleet, change) =
         registry.rebuild(&config.replicas, &config.models, &std::collections::HashMap::new(), |_| true)?;
     let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
-    shared.apply(&change, &snapshot);
-    let core = Core::new(Arc::new(shared), snapshot, slots_max, shards, Clock::new());
+    let clock = Clock::new();
+    shared.apply(&change, &snapshot, clock.now());
+    let core = Core::new(Arc::new(shared), snapshot, slots_max, shards, clock);
     Ok((Arc::new(core), registry))
+}
+
+/// Cells in every column: for the replicas that are configured, those that join later, and those that leave meanwhile.
+fn slots_max(config: &Config) -> usize {
+    let configured = config.replicas.len() * 2 + SLOTS_SPARE;
+    let wanted = if config.discovery.is_on() { configured.max(SLOTS_DISCOVERED) } else { configured };
+    wanted.min(ReplicaSlot::LIMIT)
 }
 
 /// What is believed of a replica before it has answered.
@@ -281,14 +316,16 @@ fn server_conf(config: &Config) -> ServerConf {
     }
 }
 
-fn spawn_control(control: Arc<Control>) -> std::io::Result<(oneshot::Sender<()>, JoinHandle<()>)> {
+/// Returns once the sources of replicas have been asked, or had the time to answer.
+fn spawn_control(control: Arc<Control>, mut inbox: Inbox) -> std::io::Result<(oneshot::Sender<()>, JoinHandle<()>)> {
     let (stop, stopped) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(control::THREADS_MAX)
         .build()?;
+    runtime.block_on(control.find_first(&mut inbox));
     let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-        runtime.block_on(control.run(stopped));
+        runtime.block_on(control.run(inbox, stopped));
         runtime.shutdown_background();
     })?;
     Ok((stop, thread))

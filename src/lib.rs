@@ -16,7 +16,7 @@
 //! |--------|---------|------|
 //! | edge   | [`cli`], [`demo`], [`mock`], [`gateway`], [`admin`], [`proxy`], [`agent`], [`telemetry`] | all sockets, tasks and clock reads |
 //! | decide | [`pipeline`], [`policy`], [`learn`] | no I/O; `now` and randomness are arguments |
-//! | state  | [`prefix`], [`fleet`], [`load`], [`health`] | many readers; fixed memory |
+//! | state  | [`prefix`], [`discovery`], [`fleet`], [`load`], [`health`] | many readers; fixed memory |
 //! | data   | [`parse`], [`wire`], [`config`], [`engine`] | pure; parse, don't validate |
 //! | base   | [`id`], [`reject`], [`clock`], [`sync`] | |
 //!
@@ -42,6 +42,7 @@ pub mod learn;
 pub mod pipeline;
 pub mod policy;
 // -- state: many readers, fixed memory
+pub mod discovery;
 pub mod fleet;
 pub mod health;
 pub mod load;

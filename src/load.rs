@@ -1,17 +1,52 @@
-//! What the gateway itself has in flight at each replica: shared columns, one cell a replica, counted by a guard that
-//! cannot forget to count back.
+//! Load of the replicas. What the gateway itself has in flight at each: shared columns, one cell a replica, counted by a
+//! guard that cannot forget to count back. What others have there is heard from the replicas: beacons come in through
+//! [`receive`] and are judged by the [`gate`]; a [`report`] passes over a [`ring`] to every shard, which folds it into
+//! [`columns`] of its own.
+//!
+//! Every change of a cell also moves the version of its group of [`GROUP`] cells, so that a shard that keeps a view of
+//! the fleet reads again only what has changed: at 4,096 replicas, 256 versions and a few groups, not 4,096 cells.
 
+pub mod columns;
+pub mod gate;
+pub mod heard;
+pub mod plane;
+pub mod receive;
 pub mod report;
+pub mod ring;
+mod udp;
+pub mod xdp;
 
+use crate::clock::Now;
 use crate::id::ReplicaSlot;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Cells that share a version.
+pub const GROUP: usize = 16;
+
+/// What is in flight at one replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InFlight {
+    /// Requests.
+    pub requests: u32,
+    /// Uncached prompt tokens whose first answer byte has not come yet.
+    pub prefill_tokens: u64,
+}
+
+#[derive(Debug, Default)]
+struct Cell {
+    requests: AtomicU32,
+    prefill_tokens: AtomicU64,
+}
 
 /// In-flight work by replica, exact at any moment, shared by all shards.
 #[derive(Debug)]
 pub struct LoadColumns {
-    in_flight: Box<[AtomicU32]>,
-    prefill_tokens: Box<[AtomicU64]>,
+    cells: Box<[Cell]>,
+    versions: Box<[AtomicU32]>,
+    /// Since when each slot is its replica's.
+    taken_up: Box<[AtomicU64]>,
 }
 
 impl LoadColumns {
@@ -19,8 +54,9 @@ impl LoadColumns {
     #[must_use]
     pub fn new(slots_max: usize) -> Self {
         Self {
-            in_flight: (0..slots_max).map(|_| AtomicU32::new(0)).collect(),
-            prefill_tokens: (0..slots_max).map(|_| AtomicU64::new(0)).collect(),
+            cells: (0..slots_max).map(|_| Cell::default()).collect(),
+            versions: (0..slots_max.div_ceil(GROUP)).map(|_| AtomicU32::new(0)).collect(),
+            taken_up: (0..slots_max).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
@@ -28,29 +64,62 @@ impl LoadColumns {
     #[inline]
     #[must_use]
     pub fn in_flight(&self, slot: ReplicaSlot) -> u32 {
-        self.in_flight.get(slot.index()).map_or(0, |cell| cell.load(Relaxed))
+        self.read(slot).requests
     }
 
     /// Uncached prompt tokens sent to `slot` whose first answer byte has not come yet.
     #[inline]
     #[must_use]
     pub fn prefill_tokens(&self, slot: ReplicaSlot) -> u64 {
-        self.prefill_tokens.get(slot.index()).map_or(0, |cell| cell.load(Relaxed))
+        self.read(slot).prefill_tokens
     }
 
-    /// Both counts of each of `slots`: [`Self::in_flight`] and [`Self::prefill_tokens`].
-    pub fn read<'a>(&'a self, slots: &'a [ReplicaSlot]) -> impl Iterator<Item = (u32, u64)> + use<'a> {
-        let (in_flight, prefill_tokens) = (&*self.in_flight, &*self.prefill_tokens);
-        slots.iter().map(move |slot| {
-            let cells = in_flight.get(slot.index()).zip(prefill_tokens.get(slot.index()));
-            cells.map_or((0, 0), |(requests, tokens)| (requests.load(Relaxed), tokens.load(Relaxed)))
+    /// Both: [`Self::in_flight`] and [`Self::prefill_tokens`].
+    #[inline]
+    #[must_use]
+    pub fn read(&self, slot: ReplicaSlot) -> InFlight {
+        self.cells.get(slot.index()).map_or_else(InFlight::default, |cell| InFlight {
+            requests: cell.requests.load(Relaxed),
+            prefill_tokens: cell.prefill_tokens.load(Relaxed),
         })
+    }
+
+    /// The version of the cells from `group` × [`GROUP`] on. Who has read it and reads the cells after sees all that was
+    /// counted before it.
+    #[inline]
+    #[must_use]
+    pub fn version(&self, group: usize) -> u32 {
+        self.versions.get(group).map_or(0, |version| version.load(Ordering::Acquire))
+    }
+
+    /// Since when `slot` is its replica's.
+    #[inline]
+    #[must_use]
+    pub fn taken_up(&self, slot: ReplicaSlot) -> Now {
+        Now(self.taken_up.get(slot.index()).map_or(0, |since| since.load(Relaxed)))
+    }
+
+    /// From `now` on `slot` is another replica's, or nobody's.
+    pub fn take_up(&self, slot: ReplicaSlot, now: Now) {
+        if let Some(since) = self.taken_up.get(slot.index()) {
+            since.store(now.0, Relaxed);
+        }
     }
 
     /// Requests in flight at all replicas.
     #[must_use]
     pub fn in_flight_total(&self) -> u64 {
-        self.in_flight.iter().map(|cell| u64::from(cell.load(Relaxed))).sum()
+        self.cells.iter().map(|cell| u64::from(cell.requests.load(Relaxed))).sum()
+    }
+
+    /// Changes the cell of `slot`, and lets those who keep a view know.
+    fn change(&self, slot: ReplicaSlot, change: impl FnOnce(&Cell)) {
+        let (Some(cell), Some(version)) = (self.cells.get(slot.index()), self.versions.get(slot.index() / GROUP))
+        else {
+            return;
+        };
+        change(cell);
+        version.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -66,20 +135,20 @@ impl Flight {
     /// Counts a request with `uncached_tokens` of prefill ahead of it at `slot`.
     #[must_use]
     pub fn start(columns: &Arc<LoadColumns>, slot: ReplicaSlot, uncached_tokens: u64) -> Self {
-        if let Some(cell) = columns.in_flight.get(slot.index()) {
-            cell.fetch_add(1, Relaxed);
-        }
-        if let Some(cell) = columns.prefill_tokens.get(slot.index()) {
-            cell.fetch_add(uncached_tokens, Relaxed);
-        }
+        columns.change(slot, |cell| {
+            cell.requests.fetch_add(1, Relaxed);
+            cell.prefill_tokens.fetch_add(uncached_tokens, Relaxed);
+        });
         Self { columns: Arc::clone(columns), slot, prefill_tokens: uncached_tokens }
     }
 
     /// The first byte of the answer has come: the prefill is done.
     pub fn prefilled(&mut self) {
         let tokens = std::mem::take(&mut self.prefill_tokens);
-        if let Some(cell) = self.columns.prefill_tokens.get(self.slot.index()) {
-            cell.fetch_sub(tokens, Relaxed);
+        if tokens > 0 {
+            self.columns.change(self.slot, |cell| {
+                cell.prefill_tokens.fetch_sub(tokens, Relaxed);
+            });
         }
     }
 
@@ -92,10 +161,11 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.prefilled();
-        if let Some(cell) = self.columns.in_flight.get(self.slot.index()) {
-            cell.fetch_sub(1, Relaxed);
-        }
+        let tokens = std::mem::take(&mut self.prefill_tokens);
+        self.columns.change(self.slot, |cell| {
+            cell.prefill_tokens.fetch_sub(tokens, Relaxed);
+            cell.requests.fetch_sub(1, Relaxed);
+        });
     }
 }
 
@@ -121,5 +191,22 @@ mod tests {
         assert!(panicked.is_err());
         drop(streaming);
         assert_eq!((columns.in_flight_total(), columns.prefill_tokens(slot)), (0, 0));
+    }
+
+    #[test]
+    fn every_change_moves_the_version_of_its_group_alone() {
+        let columns = Arc::new(LoadColumns::new(40));
+        let versions = || [0, 1, 2].map(|group| columns.version(group));
+        let mut seen = versions();
+        let mut moved = |what: &str| {
+            let before = std::mem::replace(&mut seen, versions());
+            assert!(before[1] != seen[1] && before[0] == seen[0] && before[2] == seen[2], "{what}");
+        };
+        let mut flight = Flight::start(&columns, ReplicaSlot(17), 5);
+        moved("started");
+        flight.prefilled();
+        moved("prefilled");
+        drop(flight);
+        moved("ended");
     }
 }

@@ -15,8 +15,9 @@ mod candidates;
 mod choice;
 mod shared;
 mod underway;
+mod warming;
 
-use candidates::Candidates;
+use candidates::{Candidates, Known};
 pub use choice::{Choice, Decision, PASSTHROUGH, Reason};
 pub use shared::{Limits, Shared, SharedConfig, Snapshot, TokenRatios};
 pub use underway::Underway;
@@ -25,12 +26,15 @@ use crate::clock::Now;
 use crate::config::Config;
 use crate::fleet::{NoPool, Pool};
 use crate::id::{BlockHash, DecisionId, PoolId, ReplicaSlot};
+use crate::load::columns::ReportColumns;
+use crate::load::ring::{Bell, Inbox};
 use crate::parse::{Api, ParseLimits, Parser, Request};
 use crate::policy::pick;
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
 use crate::reject::{BodyFault, Reject};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Most attempts at one request, and so the most replicas it remembers to avoid.
 pub const ATTEMPTS_MAX: usize = 10;
@@ -38,6 +42,11 @@ pub const ATTEMPTS_MAX: usize = 10;
 const SPARE_CHAINS: usize = 1024;
 /// A chain with room for more blocks than this is not kept (it came from a prompt of over 4 MiB).
 const SPARE_CHAIN_BLOCKS: usize = 16 * 1024;
+
+/// Reports that one decision takes up, at most: what the largest fleet sends in a millisecond. The rest rings the bell.
+const HEARD_BY_A_DECISION: usize = 512;
+/// Reports that one call of [`Decider::hear`] takes up, at most.
+const HEARD_AT_ONCE: usize = 16 * 1024;
 
 /// What headers say of a request, as far as placing it goes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -99,6 +108,10 @@ pub struct Decider {
     parser: Parser,
     depths: WarmDepths,
     candidates: Candidates,
+    inbox: Option<Inbox>,
+    reports: ReportColumns,
+    /// The snapshot that the reports were last held against.
+    generation: Option<u64>,
     costs: Vec<f32>,
     chain: Vec<BlockHash>,
     spare_chains: Vec<Vec<BlockHash>>,
@@ -116,6 +129,9 @@ impl Decider {
             parser: Parser::new(limits),
             depths: WarmDepths::new(slots_max),
             candidates: Candidates::default(),
+            inbox: None,
+            reports: ReportColumns::new(slots_max),
+            generation: None,
             costs: Vec::new(),
             chain: Vec::new(),
             spare_chains: Vec::new(),
@@ -123,6 +139,37 @@ impl Decider {
             next_id: shard,
             id_step: shards.max(1),
         }
+    }
+
+    /// From now on it hears what replicas say of their load. Each decision takes up what is there; the task that owns
+    /// the decider waits for [`Self::bell`] and calls [`Self::hear`], so that an idle one hears it too.
+    pub fn attach(&mut self, inbox: Inbox) {
+        self.inbox = Some(inbox);
+    }
+
+    /// What rings when reports wait to be heard; `None` before [`Self::attach`].
+    #[must_use]
+    pub fn bell(&self) -> Option<Arc<Bell>> {
+        self.inbox.as_ref().map(|inbox| Arc::clone(inbox.bell()))
+    }
+
+    /// Takes up what replicas have said. Returns how many reports there were.
+    pub fn hear(&mut self, shared: &Shared, now: Now) -> usize {
+        self.reports.forget_former(&shared.load);
+        self.listen(shared, HEARD_AT_ONCE, now)
+    }
+
+    /// What was heard, for those who show it; as of the last decision or [`Self::hear`].
+    #[must_use]
+    pub const fn reports(&self) -> &ReportColumns {
+        &self.reports
+    }
+
+    fn listen(&mut self, shared: &Shared, most: usize, now: Now) -> usize {
+        let Self { inbox, reports, .. } = self;
+        let heard = inbox.as_mut().map_or(0, |inbox| inbox.drain(most, |report| reports.fold(&report, &shared.load)));
+        reports.advance(now);
+        heard
     }
 
     /// Decides where `body` runs: parse → fingerprint → price → pick. The placement is on record at once, so that a
@@ -250,12 +297,16 @@ impl Decider {
     ) -> Result<(), Reject> {
         let pool = pool_by_id(snapshot, placement.decision.pool).ok_or(Reject::NoReplica)?;
         shared.index.lookup(chain, &mut self.depths);
-        let view = self.candidates.view(shared, snapshot, pool, (chain, &self.depths), placement, now);
-        self.costs.clear();
-        self.costs.resize(view.len(), 0.0);
-        snapshot.policy.cost(view, &mut self.rng, &mut self.costs);
+        if self.generation.replace(snapshot.generation()) != Some(snapshot.generation()) {
+            self.reports.forget_former(&shared.load);
+        }
+        self.listen(shared, HEARD_BY_A_DECISION, now);
+        let known = Known { shared, snapshot, reports: &self.reports, now };
+        let seen = self.candidates.view(known, pool, (chain, &self.depths), placement, &mut self.rng);
+        self.costs.resize(seen.view.len(), 0.0);
+        snapshot.policy.cost(seen.view, &mut self.rng, &mut self.costs);
         let pick = pick(&self.costs, &mut self.rng).ok_or(Reject::NoReplica)?;
-        choice::note(placement, view, &self.costs, pick, snapshot);
+        choice::note(placement, seen, &self.costs, pick, known);
         placement.held_blocks = self.depths.get(placement.decision.chosen.slot) as usize;
         let more = chain.len().saturating_sub(placement.held_blocks);
         self.candidates.placed(
@@ -317,3 +368,6 @@ fn fingerprint(
         None => shared.hasher.root(&[b"prompt", prompt.get(..BLOCK_BYTES).unwrap_or(prompt)]),
     }
 }
+
+#[cfg(test)]
+mod tests;

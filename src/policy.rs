@@ -16,15 +16,17 @@ use crate::id::ReplicaSlot;
 pub struct View {
     /// The candidates.
     pub slots: Vec<ReplicaSlot>,
-    /// Requests the gateway has in flight there.
+    /// Requests there: those the gateway has in flight, and those of others as far as they were heard of.
     pub in_flight: Vec<f32>,
-    /// Uncached prompt tokens waiting for prefill there.
+    /// Of these, the ones of others.
+    pub elsewhere: Vec<f32>,
+    /// Uncached prompt tokens waiting for prefill there, likewise.
     pub prefill_tokens: Vec<f32>,
     /// Tokens of this prompt that the replica holds and could reuse.
     pub warm_tokens: Vec<f32>,
     /// Seconds until what it holds is free to be reused, where a request must wait for that.
     pub prefix_wait_s: Vec<f32>,
-    /// Requests it runs at once; infinite when unknown.
+    /// Requests it runs at once, as is known or can be seen from its queue; infinite when unknown.
     pub slots_limit: Vec<f32>,
     /// Mean seconds a request stays; zero when unknown.
     pub service_s: Vec<f32>,
@@ -34,8 +36,16 @@ pub struct View {
     pub prefill_s_per_token: Vec<f32>,
     /// Prefix blocks it is believed to hold.
     pub resident_blocks: Vec<f32>,
-    /// Share of its KV cache in use, 0 to 1.
+    /// Share of its KV cache in use, 0 to 1: as heard, else as believed.
     pub kv_usage: Vec<f32>,
+    /// What any request pays there, as [`Policy::stand`] has it.
+    pub standing_s: Vec<f32>,
+    /// Places whose `warm_tokens` or `prefix_wait_s` may not be zero.
+    pub warm: Vec<u16>,
+    /// Some `prefix_wait_s` is not zero.
+    pub is_awaited: bool,
+    /// Places that may not take this request. Only policies whose costs are seconds are shown any.
+    pub barred: Vec<u16>,
     /// Tokens of this prompt.
     pub prompt_tokens: f32,
     /// The request was placed before, and failed there.
@@ -45,7 +55,7 @@ pub struct View {
 }
 
 impl View {
-    /// Candidates.
+    /// Candidates, with those that are barred.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.slots.len()
@@ -60,6 +70,9 @@ impl View {
     /// Empties all columns, keeping their memory.
     pub fn clear(&mut self) {
         self.slots.clear();
+        self.warm.clear();
+        self.barred.clear();
+        self.is_awaited = false;
         for column in self.columns_mut() {
             column.clear();
         }
@@ -80,11 +93,17 @@ impl View {
         for (column, from) in self.columns_mut().into_iter().zip(other.columns()) {
             column.push(from[place]);
         }
+        let (warm_tokens, wait) = (other.warm_tokens[place], other.prefix_wait_s[place]);
+        if warm_tokens > 0.0 || wait > 0.0 {
+            self.warm.extend(u16::try_from(self.slots.len() - 1));
+            self.is_awaited |= wait > 0.0;
+        }
     }
 
-    fn columns(&self) -> [&[f32]; 10] {
+    fn columns(&self) -> [&[f32]; 12] {
         [
             &self.in_flight,
+            &self.elsewhere,
             &self.prefill_tokens,
             &self.warm_tokens,
             &self.prefix_wait_s,
@@ -94,12 +113,14 @@ impl View {
             &self.prefill_s_per_token,
             &self.resident_blocks,
             &self.kv_usage,
+            &self.standing_s,
         ]
     }
 
-    fn columns_mut(&mut self) -> [&mut Vec<f32>; 10] {
+    fn columns_mut(&mut self) -> [&mut Vec<f32>; 12] {
         [
             &mut self.in_flight,
+            &mut self.elsewhere,
             &mut self.prefill_tokens,
             &mut self.warm_tokens,
             &mut self.prefix_wait_s,
@@ -109,6 +130,7 @@ impl View {
             &mut self.prefill_s_per_token,
             &mut self.resident_blocks,
             &mut self.kv_usage,
+            &mut self.standing_s,
         ]
     }
 }
@@ -117,6 +139,10 @@ impl View {
 pub trait Policy: Send + Sync + std::fmt::Debug {
     /// Writes the cost of each candidate of `view` to `costs` (same length).
     fn cost(&self, view: &View, rng: &mut fastrand::Rng, costs: &mut [f32]);
+
+    /// Sets what any request pays at `place`, whatever its prompt. It is called when anything that is known of the
+    /// candidate has changed, and not for each request.
+    fn stand(&self, _view: &mut View, _place: usize) {}
 
     /// True when costs are seconds.
     fn is_priced(&self) -> bool {
@@ -138,6 +164,11 @@ pub fn build(config: &PolicyConfig) -> Box<dyn Policy> {
     }
 }
 
+/// Blocks of costs, at most, whose least is known.
+const BLOCKS: usize = 64;
+/// Costs of a block, at least.
+const BLOCK_MIN: usize = 16;
+
 /// Outcome of a choice, as indices into the view.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pick {
@@ -148,25 +179,41 @@ pub struct Pick {
 }
 
 /// Takes the least cost; among equals each is as likely. `None` when every cost is infinite (or not a number).
+///
+/// One pass finds the least of each block of costs; all else looks at those few, and into a block or two.
 #[must_use]
 pub fn pick(costs: &[f32], rng: &mut fastrand::Rng) -> Option<Pick> {
-    let least = column::least(costs);
+    let mut least_of = [f32::INFINITY; BLOCKS];
+    let size = costs.len().div_ceil(BLOCKS).max(BLOCK_MIN);
+    column::least_of_blocks(costs, size, &mut least_of);
+    let least = column::least(&least_of);
     if !least.is_finite() {
         return None;
     }
-    let mut equals = costs.iter().enumerate().filter(|(_, cost)| **cost <= least).map(|(place, _)| place);
-    let equal = costs.iter().map(|cost| u32::from(*cost <= least)).sum::<u32>();
+    // Equals, place by place, passing over blocks that have none.
+    let equals = least_of.iter().zip(costs.chunks(size)).enumerate().filter(|(_, (block, _))| **block <= least);
+    let mut equals = equals.flat_map(|(block, (_, costs))| {
+        (block * size..).zip(costs).filter(|(_, cost)| **cost <= least).map(|(place, _)| place)
+    });
+    let equal = equals.clone().count();
     if equal > 1 {
-        let chosen = rng.usize(..equal as usize);
+        let chosen = rng.usize(..equal);
         let best = equals.clone().nth(chosen)?;
         return Some(Pick { best, runner_up: equals.nth(usize::from(chosen == 0)) });
     }
     let best = equals.next()?;
-    let (before, after) = (costs.get(..best).unwrap_or_default(), costs.get(best + 1..).unwrap_or_default());
-    let next = column::least(before).min(column::least(after));
-    let is_next = |(place, cost): (usize, &f32)| *cost <= next && place != best;
-    let runner_up = if next.is_finite() { costs.iter().enumerate().position(is_next) } else { None };
-    Some(Pick { best, runner_up })
+    // The best's own block without it.
+    let block = best / size;
+    let others =
+        || (block * size..).zip(costs.chunks(size).nth(block).unwrap_or_default()).filter(|(at, _)| *at != best);
+    least_of[block] = others().fold(f32::INFINITY, |least, (_, cost)| least.min(*cost));
+    let next = column::least(&least_of);
+    if !next.is_finite() {
+        return Some(Pick { best, runner_up: None });
+    }
+    let from = least_of.iter().position(|least| *least <= next)? * size;
+    let runner_up = (from..).zip(costs.get(from..)?).find(|(at, cost)| **cost <= next && *at != best);
+    Some(Pick { best, runner_up: runner_up.map(|(at, _)| at) })
 }
 
 #[cfg(test)]
@@ -191,5 +238,26 @@ mod tests {
         assert_eq!(pick(&[], &mut rng), None);
         assert_eq!(pick(&[f32::INFINITY, 3.0], &mut rng), Some(Pick { best: 1, runner_up: None }));
         assert_eq!(pick(&[5.0, 3.0, 4.0], &mut rng), Some(Pick { best: 1, runner_up: Some(2) }));
+    }
+
+    #[test]
+    fn what_is_picked_is_what_sorting_picks_at_every_length() {
+        let mut rng = fastrand::Rng::with_seed(23);
+        for len in (1..200).chain([1000, 1024, 4000, 4096, 5000]) {
+            for kinds in [2, 5, 1_000_000] {
+                let mut cost = || match rng.u32(..kinds + 1) {
+                    0 if kinds < 1000 => f32::INFINITY,
+                    cost => cost as f32,
+                };
+                let costs: Vec<f32> = (0..len).map(|_| cost()).collect();
+                let mut sorted: Vec<f32> = costs.iter().copied().filter(|cost| cost.is_finite()).collect();
+                sorted.sort_by(f32::total_cmp);
+                let picked = pick(&costs, &mut rng);
+                assert_eq!(picked.map(|pick| costs[pick.best]), sorted.first().copied());
+                let runner_up = picked.and_then(|pick| pick.runner_up);
+                assert_eq!(runner_up.map(|place| costs[place]), sorted.get(1).copied());
+                assert!(picked.is_none_or(|pick| pick.runner_up != Some(pick.best)));
+            }
+        }
     }
 }

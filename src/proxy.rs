@@ -21,3 +21,4 @@ mod shard;
 pub use self::core::{Core, Open};
 pub use self::respond::Dialect;
 pub use self::shard::Shard;
+pub(crate) use self::shard::hear;

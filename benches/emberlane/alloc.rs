@@ -19,6 +19,7 @@ pub(crate) fn bytes_in_steady_state() -> u64 {
     let mut chats = [1 << 10, 8 << 10, 32 << 10].map(|bytes| Chats::new(16, bytes));
     let mut serve = |number: usize| {
         let size = number % chats.len();
+        world.report();
         world.serve(chats[size].request(number / chats.len()))
     };
     let cold = allocated.get();

@@ -55,14 +55,26 @@ pub(crate) fn rows(options: &Options) -> Vec<Row> {
 
 /// A gateway and its rival, whose `replicas` hold the same amount of other conversations.
 fn gateways(options: &Options, replicas: usize) -> (World, Naive) {
-    let (world, naive) = (World::new(replicas), Naive::new(replicas));
-    let mut random = fastrand::Rng::with_seed(5);
-    let held_bytes = HELD_BYTES.min(HELD_BYTES_MAX / replicas) / if options.quick { 16 } else { 1 };
+    let (world, naive) = (filled(options, replicas), Naive::new(replicas));
+    let mut random = fastrand::Rng::with_seed(6);
     for replica in 0..u16::try_from(replicas).unwrap() {
-        world.fill(replica, held_bytes / BLOCK_BYTES, &mut random);
-        naive.fill(replica, held_bytes / naive::BLOCK_BYTES, &mut random);
+        naive.fill(replica, held_bytes(options, replicas) / naive::BLOCK_BYTES, &mut random);
     }
     (world, naive)
+}
+
+/// A gateway whose `replicas` hold the same amount of other conversations.
+pub(crate) fn filled(options: &Options, replicas: usize) -> World {
+    let world = World::new(replicas);
+    let mut random = fastrand::Rng::with_seed(5);
+    for replica in 0..u16::try_from(replicas).unwrap() {
+        world.fill(replica, held_bytes(options, replicas) / BLOCK_BYTES, &mut random);
+    }
+    world
+}
+
+fn held_bytes(options: &Options, replicas: usize) -> usize {
+    HELD_BYTES.min(HELD_BYTES_MAX / replicas) / if options.quick { 16 } else { 1 }
 }
 
 /// Times whole decisions over chats of `bytes` bytes.

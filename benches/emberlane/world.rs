@@ -10,6 +10,8 @@ use emberlane::{
     id::{BlockHash, ReplicaSlot},
     learn::Rates,
     load::Flight,
+    load::report::{LoadReport, LoadSource},
+    load::ring::{Publisher, rings},
     parse::Api,
     pipeline::{Decider, Decision, Hints, Placement, Shared, SharedConfig, Snapshot, TokenRatios},
 };
@@ -29,6 +31,11 @@ const BETWEEN_NS: u64 = 100_000;
 /// Bytes rewritten to make a chat a new one.
 const MARK: usize = 16;
 
+/// Reports that wait for a shard, at most.
+const REPORTS_MAX: usize = 1024;
+/// Nanoseconds between two reports of a replica: a hundred a second.
+const REPORT_NS: u64 = 10_000_000;
+
 /// One gateway.
 pub(crate) struct World {
     shared: Arc<Shared>,
@@ -37,6 +44,9 @@ pub(crate) struct World {
     flying: VecDeque<(Flight, Placement)>,
     flying_max: usize,
     now: Now,
+    publisher: Publisher,
+    /// Whose report is next, and reports that are due.
+    reports: (usize, u64),
 }
 
 impl World {
@@ -55,12 +65,24 @@ impl World {
         let prior = Rates { base_s: 0.01, prefill_s_per_token: 1.25e-4, decode_s_per_token: 0.01 };
         let sizes = SharedConfig { slots_max: replicas, index_bytes: INDEX_BYTES, hash_key: [7; 32], prior };
         let shared = Shared::new(&sizes).unwrap();
-        let decider = Decider::new(&config, replicas, 0, 1, 1);
+        let mut decider = Decider::new(&config, replicas, 0, 1, 1);
+        let (mut publishers, inboxes) = rings(1, 1, REPORTS_MAX);
+        inboxes.into_iter().for_each(|inbox| decider.attach(inbox));
         let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
-        shared.apply(&change, &snapshot);
+        shared.apply(&change, &snapshot, Now(0));
         let flying_max = IN_FLIGHT * replicas;
         let flying = VecDeque::with_capacity(flying_max + 1);
-        Self { shared: Arc::new(shared), snapshot, decider, flying, flying_max, now: Now(1) }
+        let publisher = publishers.remove(0);
+        Self {
+            shared: Arc::new(shared),
+            snapshot,
+            decider,
+            flying,
+            flying_max,
+            now: Now(1),
+            publisher,
+            reports: (0, 0),
+        }
     }
 
     /// Replicas behind it.
@@ -97,6 +119,32 @@ impl World {
         let decision = placed.decision;
         decider.recycle(placed);
         decision
+    }
+
+    /// What replicas have said since the last request, at a hundred reports a second each, waits for the next decision.
+    /// Each says that others have a few requests there, another number of them every time.
+    pub(crate) fn report(&mut self) {
+        let (next, due) = &mut self.reports;
+        *due += BETWEEN_NS * (self.flying_max / IN_FLIGHT) as u64;
+        while *due >= REPORT_NS {
+            *due -= REPORT_NS;
+            *next = (*next + 1) % (self.flying_max / IN_FLIGHT);
+            let slot = ReplicaSlot::from_index(*next).unwrap();
+            let own = self.shared.load.read(slot);
+            let others = u32::try_from((self.now.0 / BETWEEN_NS + *next as u64) % 3).unwrap();
+            self.publisher.publish(LoadReport {
+                slot,
+                source: LoadSource::Beacon,
+                received: self.now,
+                period_us: 10_000,
+                running: own.requests + others,
+                waiting: 0,
+                own_in_flight: own.requests,
+                prefill_tokens: Some(256 * others),
+                own_prefill_tokens: 0,
+                kv_usage: Some(0.5),
+            });
+        }
     }
 
     fn fly(&mut self, placed: Placement) -> Decision {

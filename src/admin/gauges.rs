@@ -1,6 +1,9 @@
 //! Gauges: what is read when somebody asks, rather than counted: columns, index, process.
 
+use crate::clock::Now;
 use crate::fleet::Replica;
+use crate::load::columns::{Freshness, Heard, ReportColumns};
+use crate::pipeline::Snapshot;
 use crate::proxy::Core;
 use crate::telemetry::process;
 use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
@@ -10,7 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 type Column = (&'static str, &'static str, fn(&Core, &Replica) -> f64);
 
 /// What is read when asked: columns, index, process.
-pub(super) fn read(core: &Core) -> prometheus::Result<Vec<prometheus::proto::MetricFamily>> {
+pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<Vec<prometheus::proto::MetricFamily>> {
     let registry = Registry::new();
     let snapshot = core.snapshot.load();
     let gauge = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<GaugeVec> {
@@ -69,6 +72,7 @@ pub(super) fn read(core: &Core) -> prometheus::Result<Vec<prometheus::proto::Met
         let name = core.shared.health.state(replica.slot, now).as_str();
         state.with_label_values(&[replica.config.id.as_str(), name]).set(1);
     }
+    read_heard(&registry, &snapshot, reports, core.clock.now())?;
     let ratio = gauge("emberlane_model_bytes_per_token", "Prompt bytes to a token, learned.", &["model"])?;
     for pool in &snapshot.fleet.pools {
         if let Some(cell) = snapshot.ratios.get(pool.id) {
@@ -77,4 +81,39 @@ pub(super) fn read(core: &Core) -> prometheus::Result<Vec<prometheus::proto::Met
     }
     single("emberlane_stopping", "1 once the process is stopping.", f64::from(u8::from(core.stopping.load(Relaxed))))?;
     Ok(registry.gather())
+}
+
+/// Name, help and reader of a gauge of what a replica said of itself.
+type Said = (&'static str, &'static str, fn(&Heard) -> Option<f64>);
+
+/// What replicas said of their load: a replica that said nothing has no value.
+fn read_heard(registry: &Registry, snapshot: &Snapshot, reports: &ReportColumns, now: Now) -> prometheus::Result<()> {
+    let said: [Said; 4] = [
+        ("emberlane_replica_load_age_seconds", "Time since its load was last heard of.", |heard| {
+            Some(heard.word.age.as_secs_f64())
+        }),
+        ("emberlane_replica_running", "Requests it said that it runs.", |heard| Some(f64::from(heard.running))),
+        ("emberlane_replica_waiting", "Requests it said that wait there.", |heard| Some(f64::from(heard.waiting))),
+        ("emberlane_replica_kv_usage", "Share of its KV cache that it said is in use.", |heard| {
+            heard.kv_usage.map(f64::from)
+        }),
+    ];
+    for (name, help, read) in said {
+        let family = GaugeVec::new(Opts::new(name, help), &["replica"])?;
+        registry.register(Box::new(family.clone()))?;
+        for replica in &snapshot.fleet.replicas {
+            if let Some(value) = reports.heard(replica.slot, now).as_ref().and_then(read) {
+                family.with_label_values(&[&replica.config.id]).set(value);
+            }
+        }
+    }
+    let name = "emberlane_replica_load_freshness";
+    let help = "1 for how far what was heard of its load is believed; none and stale: priced by own in-flight.";
+    let family = IntGaugeVec::new(Opts::new(name, help), &["replica", "freshness"])?;
+    registry.register(Box::new(family.clone()))?;
+    for replica in &snapshot.fleet.replicas {
+        let freshness = reports.word(replica.slot, now).map_or(Freshness::Never, |word| word.freshness());
+        family.with_label_values(&[replica.config.id.as_str(), freshness.as_str()]).set(1);
+    }
+    Ok(())
 }

@@ -50,7 +50,7 @@ impl Composer {
     /// What there is to say from now on.
     pub(super) fn set_facts(&mut self, facts: Facts) {
         if facts != self.facts || self.parts.is_empty() {
-            self.parts = parts(&facts);
+            self.parts = facts.parts();
             self.facts = facts;
             self.next_part = 0;
             self.owed = self.parts.len() * FACTS_AT_ONCE as usize;
@@ -101,40 +101,6 @@ pub(super) struct Times {
     pub(super) period_us: u32,
 }
 
-/// Facts in parts that each fit into a beacon.
-fn parts(facts: &Facts) -> Vec<Facts> {
-    if fits(facts) {
-        return vec![facts.clone()];
-    }
-    let none = Facts::default;
-    let short = Facts { url: facts.url.clone(), engine: facts.engine.clone(), slots: facts.slots, ..none() };
-    let lists = [
-        cut(&facts.models, |models| Facts { models, ..none() }),
-        cut(&facts.adapters_loaded, |adapters_loaded| Facts { adapters_loaded, ..none() }),
-        cut(&facts.adapters_waiting, |adapters_waiting| Facts { adapters_waiting, ..none() }),
-        cut(&facts.labels, |labels| Facts { labels, ..none() }),
-    ];
-    let said = |part: &Facts| *part != Facts::default();
-    std::iter::once(short).chain(lists).filter(said).collect()
-}
-
-/// As many of `list` as fit into a beacon.
-fn cut<T: Clone>(list: &[T], facts: impl Fn(Vec<T>) -> Facts) -> Facts {
-    let mut length = list.len();
-    loop {
-        let part = facts(list.iter().take(length).cloned().collect());
-        if length == 0 || fits(&part) {
-            return part;
-        }
-        length = (length * 7 / 8).min(length - 1);
-    }
-}
-
-fn fits(facts: &Facts) -> bool {
-    let head = Head { sender: SenderId(0), incarnation: 0, sequence: 0, sent_unix_ns: 0, period_us: 0 };
-    Message { head, load: Load::default(), facts: facts.clone() }.encode(None, &mut Vec::new()).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,19 +137,14 @@ mod tests {
     }
 
     #[test]
-    fn long_facts_are_spread_each_list_whole_and_cut_only_at_last() {
+    fn long_facts_are_spread() {
         let mut long = facts(40);
         long.adapters_loaded = (0..60).map(|adapter| format!("adapter-{adapter}")).collect();
-        let parts = super::parts(&long);
-        assert_eq!(parts.len(), 3);
-        assert!(parts.iter().all(fits));
-        assert_eq!((&parts[0].url, &parts[1].models), (&long.url, &long.models));
-        assert_eq!(parts[2].adapters_loaded, long.adapters_loaded);
-        let parts = super::parts(&facts(5_000));
-        assert!(parts.iter().all(fits) && parts[1].models.len() > 40);
         let mut composer = Composer::new(SenderId(1), 0);
         composer.set_facts(long.clone());
-        let sent: Vec<Facts> = (0..3).map(|at| composer.next(Load::default(), times(at)).facts).collect();
-        assert_eq!(sent[2].adapters_loaded, long.adapters_loaded);
+        let sent: Vec<Message> = (0..4).map(|at| composer.next(Load::default(), times(at))).collect();
+        assert!(sent.iter().all(|message| message.encode(None, &mut Vec::new()).is_ok()));
+        assert!(sent.iter().any(|message| message.facts.models == long.models));
+        assert!(sent.iter().any(|message| message.facts.adapters_loaded == long.adapters_loaded));
     }
 }

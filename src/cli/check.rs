@@ -90,12 +90,28 @@ pub fn load(path: &Path, flags: &Flags) -> Result<Config, LoadError> {
     let bytes = read_bounded(path).map_err(|source| LoadError::Unreadable { path: path.to_owned(), source })?;
     let invalid = |errors| LoadError::Invalid { path: path.to_owned(), errors };
     match std::str::from_utf8(&bytes) {
-        Ok(text) => config::parse_with(text, flags).map_err(invalid),
+        Ok(text) => config::parse_with(text, flags).and_then(with_its_files).map_err(invalid),
         Err(reason) => {
             let before = bytes.get(..reason.valid_up_to()).unwrap_or_default();
             let line = u32::try_from(memchr::memchr_iter(b'\n', before).count()).unwrap_or(u32::MAX).saturating_add(1);
             let message = "not UTF-8 text".to_owned();
             Err(invalid(vec![ConfigError { line, column: 0, path: String::new(), message }]))
+        }
+    }
+}
+
+/// The configuration, if the files it names that must be there can be read. (A list of replicas may come later.)
+///
+/// # Errors
+/// Which cannot, and why.
+pub fn with_its_files(config: Config) -> Result<Config, Vec<ConfigError>> {
+    let Some(keys) = &config.beacons.keys else { return Ok(config) };
+    let mut first = [0];
+    match std::fs::File::open(keys).and_then(|mut file| file.read(&mut first)) {
+        Ok(_) => Ok(config),
+        Err(error) => {
+            let message = format!("cannot read {}: {error}; beacons are not checked without it", keys.display());
+            Err(vec![ConfigError { line: 0, column: 0, path: "beacons.keys".to_owned(), message }])
         }
     }
 }
@@ -160,6 +176,16 @@ mod tests {
         assert_eq!(error.exit_code(), ExitCode::from(2));
         assert!(error.to_string().starts_with("/nonexistent/file.yaml: "), "{error}");
         assert!(matches!(load(Path::new("/"), &Flags::default()), Err(LoadError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn a_file_of_keys_that_cannot_be_read_is_told() {
+        let error = load(file(b"replicas: []\nbeacons: {keys: /nonexistent/keys}\n").path(), &Flags::default());
+        let error = error.unwrap_err();
+        assert!(error.to_string().starts_with("beacons.keys: cannot read /nonexistent/keys: "), "{error}");
+        let keys = file(b"1:00");
+        let flags = Flags { beacon_keys: Some(keys.path().display().to_string()), ..Flags::default() };
+        assert_eq!(load(file(b"replicas: []\n").path(), &flags).unwrap().beacons.keys.as_deref(), Some(keys.path()));
     }
 
     #[test]

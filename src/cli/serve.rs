@@ -26,6 +26,19 @@ pub struct ServeArgs {
     /// How a replica is chosen: price, weighted, least_request, round_robin, power_of_two, sticky or random.
     #[arg(long, value_name = "NAME")]
     policy: Option<PolicyName>,
+    /// Where load reports (beacons) are received; repeat for each. Replaces the file's.
+    #[arg(long, value_name = "ADDR")]
+    beacons: Vec<String>,
+    /// File of the keys of beacons, or `off`; overrides the file.
+    #[arg(long, value_name = "FILE")]
+    beacon_keys: Option<String>,
+    /// A watched file that lists replicas; overrides the file.
+    #[arg(long, value_name = "FILE")]
+    discovery_file: Option<String>,
+    /// A name each of whose addresses is a replica: NAME:PORT, or NAME for SRV records; repeat for each. Replaces the
+    /// file's.
+    #[arg(long, value_name = "NAME[:PORT]")]
+    dns: Vec<String>,
     /// Take the listening sockets over from a running gateway, which then gets SIGQUIT (binary upgrade).
     #[arg(long)]
     upgrade: bool,
@@ -87,10 +100,14 @@ fn load(args: &ServeArgs) -> Result<Config, String> {
         admin: args.admin.clone(),
         replicas: args.replicas.clone(),
         policy: args.policy,
+        beacons: args.beacons.clone(),
+        beacon_keys: args.beacon_keys.clone(),
+        discovery_file: args.discovery_file.clone(),
+        dns: args.dns.clone(),
     };
     match &args.config {
         Some(path) => check::load(path, &flags).map_err(|error| error.to_string()),
-        None => config::from_flags(&flags).map_err(|errors| {
+        None => config::from_flags(&flags).and_then(check::with_its_files).map_err(|errors| {
             let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
             format!("{}\n\nGive a file with -c FILE, or at least one --replica URL.", lines.join("\n"))
         }),

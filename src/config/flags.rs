@@ -16,6 +16,14 @@ pub struct Flags {
     pub replicas: Vec<String>,
     /// `--policy NAME`; replaces `policy.name` and leaves its parameters.
     pub policy: Option<PolicyName>,
+    /// `--beacons ADDR`, any number; replaces `beacons.listen`.
+    pub beacons: Vec<String>,
+    /// `--beacon-keys FILE`; replaces `beacons.keys`.
+    pub beacon_keys: Option<String>,
+    /// `--discovery-file FILE`; replaces `discovery.file`.
+    pub discovery_file: Option<String>,
+    /// `--dns NAME:PORT`, or NAME alone for SRV records, any number; replaces `discovery.dns`.
+    pub dns: Vec<String>,
 }
 
 impl Flags {
@@ -23,7 +31,7 @@ impl Flags {
     pub(crate) fn tree(&self, errors: &Errors) -> Node {
         let mut root = Node { mark: Mark::FLAG, value: Value::Map(Vec::new()) };
         self.apply(&mut root);
-        if self.replicas.is_empty() {
+        if self.replicas.is_empty() && self.dns.is_empty() && self.discovery_file.is_none() {
             errors.add(Mark::FLAG, "--replica", "missing; give at least one, such as --replica http://10.0.0.1:8000");
             put(&mut root, "replicas", "--replica", Value::List(Vec::new()));
         }
@@ -48,6 +56,12 @@ impl Flags {
                 None => put(root, "policy", "--policy", name),
             }
         }
+        let scalar = |text: &String| Value::Scalar(text.clone());
+        let lists = |texts: &[String]| (!texts.is_empty()).then(|| list(texts));
+        put_within(root, "beacons", "listen", "--beacons", lists(&self.beacons));
+        put_within(root, "beacons", "keys", "--beacon-keys", self.beacon_keys.as_ref().map(scalar));
+        put_within(root, "discovery", "file", "--discovery-file", self.discovery_file.as_ref().map(scalar));
+        put_within(root, "discovery", "dns", "--dns", lists(&self.dns));
     }
 }
 
@@ -60,6 +74,19 @@ fn policy_parameters(root: &mut Node) -> Option<&mut Node> {
 /// A list of texts.
 pub(crate) fn list(texts: &[String]) -> Value {
     Value::List(texts.iter().map(|text| Node { mark: Mark::FLAG, value: Value::Scalar(text.clone()) }).collect())
+}
+
+/// Sets a field of a section, which is made if it is not there.
+fn put_within(root: &mut Node, section: &'static str, key: &str, label: &'static str, value: Option<Value>) {
+    let Some(value) = value else { return };
+    let has = |entry: &Entry| entry.key == section && !matches!(entry.value.value, Value::Null);
+    if !matches!(&root.value, Value::Map(entries) if entries.iter().any(has)) {
+        put(root, section, section, Value::Map(Vec::new()));
+    }
+    let Value::Map(entries) = &mut root.value else { return };
+    if let Some(entry) = entries.iter_mut().find(|entry| entry.key == section) {
+        put(&mut entry.value, key, label, value);
+    }
 }
 
 /// Sets a field of a map. Anything but a map or an empty file is left as it is: reading it is an error anyway.

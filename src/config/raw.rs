@@ -1,6 +1,8 @@
 //! The configuration as a file says it: field names, units and words such as `off`. What is written out and what the
 //! schema describes; a file is read by [`super::resolve`], and tests hold the two together.
 
+mod plane;
+
 use std::path::Path;
 
 use schemars::JsonSchema;
@@ -12,6 +14,8 @@ use super::{
     Config, EjectionConfig, IndexConfig, LimitsConfig, LogConfig, ModelConfig, PolicyConfig, ProcessConfig,
     ReplicaConfig, RetryConfig, TimeoutConfig,
 };
+use plane::{RawBeacons, RawDiscovery};
+pub(crate) use plane::{RawDns, RawHealth, RawScrape, RawWarmUp};
 
 /// A number, or a word that stands for none.
 #[derive(Debug, Serialize)]
@@ -25,12 +29,16 @@ impl<T> OrWord<T> {
     fn auto(value: Option<T>) -> Self {
         value.map_or(Self::Word("auto"), Self::Value)
     }
+
+    fn off(value: Option<T>) -> Self {
+        value.map_or(Self::Word("off"), Self::Value)
+    }
 }
 
 /// Configuration of emberlane, an inference-aware gateway in front of LLM engine replicas.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[schemars(title = "emberlane", extend("required" = ["replicas"]))]
+#[schemars(title = "emberlane", extend("anyOf" = [{ "required": ["replicas"] }, { "required": ["discovery"] }]))]
 pub(crate) struct RawConfig {
     /// Where clients connect: one address or a list. Cannot change without a restart.
     #[schemars(schema_with = "form::addresses")]
@@ -42,7 +50,7 @@ pub(crate) struct RawConfig {
     #[schemars(schema_with = "form::count_or_auto")]
     shards: OrWord<u16>,
     process: RawProcess,
-    /// The fleet: URLs, or maps with more to say about a replica.
+    /// The fleet: URLs, or maps with more to say about a replica. May be left out when `discovery` is there.
     #[schemars(schema_with = "form::replicas")]
     replicas: Vec<RawReplica>,
     /// Public model names that differ from what the replicas serve.
@@ -58,6 +66,17 @@ pub(crate) struct RawConfig {
     log: RawLog,
     /// Paths that are not inference routes go to a replica by load alone; otherwise they are answered 404.
     passthrough: bool,
+    beacons: RawBeacons,
+    /// The gateway reads the engines' own metrics pages, for those without beacons: `off`, `true`, or a map.
+    #[schemars(schema_with = "form::scrape")]
+    scrape: OrWord<RawScrape>,
+    discovery: RawDiscovery,
+    /// Active health checks: a map, or `off`.
+    #[schemars(schema_with = "form::health")]
+    health: OrWord<RawHealth>,
+    /// How new and restarted replicas are given work: a map, or `off`, as all others.
+    #[schemars(schema_with = "form::warm_up")]
+    warm_up: OrWord<RawWarmUp>,
 }
 
 impl Default for RawConfig {
@@ -83,6 +102,11 @@ impl From<&Config> for RawConfig {
             ejection: RawEjection::from(&config.ejection),
             log: RawLog::from(&config.log),
             passthrough: config.passthrough,
+            beacons: RawBeacons::from(&config.beacons),
+            scrape: OrWord::off(config.scrape.as_ref().map(RawScrape::from)),
+            discovery: RawDiscovery::from(&config.discovery),
+            health: OrWord::off(config.health.as_ref().map(RawHealth::from)),
+            warm_up: OrWord::off(config.warm_up.as_ref().map(RawWarmUp::from)),
         }
     }
 }
@@ -111,13 +135,17 @@ impl Default for RawProcess {
 
 impl From<&ProcessConfig> for RawProcess {
     fn from(process: &ProcessConfig) -> Self {
-        let path = |path: Option<&Path>| path.map_or_else(|| "off".to_owned(), |path| path.display().to_string());
         Self {
-            pid_file: path(process.pid_file.as_deref()),
-            upgrade_socket: path(process.upgrade_socket.as_deref()),
+            pid_file: shown_path(process.pid_file.as_deref()),
+            upgrade_socket: shown_path(process.upgrade_socket.as_deref()),
             drain: format_duration(process.drain),
         }
     }
+}
+
+/// A path, or `off`.
+fn shown_path(path: Option<&Path>) -> String {
+    path.map_or_else(|| "off".to_owned(), |path| path.display().to_string())
 }
 
 /// One engine endpoint.
@@ -144,6 +172,12 @@ pub(crate) struct RawReplica {
     /// Tokens it prefills a second. `auto`: learned.
     #[schemars(schema_with = "form::number_or_auto", default = "unknown::<f64>")]
     prefill_tokens_per_s: OrWord<f64>,
+    /// Its metrics page, for `scrape` and agents. `auto`: the page of `scrape.path` at `url`.
+    #[schemars(schema_with = "form::page_or_auto", default = "unknown::<String>")]
+    metrics: OrWord<String>,
+    /// It takes no new requests; those it has end in peace.
+    #[serde(default)]
+    drain: bool,
 }
 
 const fn unknown<T>() -> OrWord<T> {
@@ -159,6 +193,8 @@ impl From<&ReplicaConfig> for RawReplica {
             slots: OrWord::auto(replica.slots),
             kv_tokens: OrWord::auto(replica.kv_tokens),
             prefill_tokens_per_s: OrWord::auto(replica.prefill_tokens_per_s),
+            metrics: OrWord::auto(replica.metrics.as_ref().map(ToString::to_string)),
+            drain: replica.drain,
         }
     }
 }

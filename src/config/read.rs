@@ -111,6 +111,16 @@ pub(crate) struct Field<'a> {
 }
 
 impl<'a> Field<'a> {
+    /// A whole file that is one value.
+    pub(crate) const fn root(node: &'a Node, errors: &'a Errors) -> Self {
+        Self { path: String::new(), node, errors }
+    }
+
+    /// Whether it was left empty.
+    pub(crate) const fn is_nothing(&self) -> bool {
+        matches!(self.node.value, Value::Null)
+    }
+
     /// Where it is, in words for another field's message: `replicas[0] at line 4`.
     pub(crate) fn place(&self) -> String {
         format!("`{}` {}", self.path, self.node.mark)

@@ -35,7 +35,7 @@ impl std::fmt::Display for Change {
 }
 
 /// Fields that are read once, at the start of the process.
-const RESTART: [&str; 10] = [
+const RESTART: [&str; 15] = [
     "listen",
     "admin",
     "shards",
@@ -46,6 +46,11 @@ const RESTART: [&str; 10] = [
     "limits.json_values",
     "log.format",
     "log.level",
+    "beacons.listen",
+    "beacons.interface",
+    "beacons.threads",
+    "beacons.bypass",
+    "beacons.busy_poll",
 ];
 
 fn needs_restart(path: &str) -> bool {

@@ -1,12 +1,13 @@
 //! The tree of a file → [`Config`]: the only place where a configuration is checked. Every section is read whatever is
 //! wrong in the others.
 
+mod plane;
+pub(super) mod replicas;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-
-use url::Url;
 
 use super::error::{Errors, excerpt};
 use super::read::{Field, Section};
@@ -16,14 +17,11 @@ use super::{
     Config, EjectionConfig, IndexConfig, LimitsConfig, LogConfig, LogFormat, ModelConfig, PolicyConfig, PolicyName,
     ProcessConfig, ReplicaConfig, RetryConfig, TimeoutConfig,
 };
-use crate::id::ReplicaSlot;
+use replicas::model_name;
 
 const LISTEN_MAX: usize = 64;
 const SHARDS_MAX: u16 = 1024;
 const MODELS_MAX: usize = 4096;
-const MODELS_PER_REPLICA_MAX: usize = 1024;
-const MODEL_NAME_BYTES_MAX: usize = 256;
-const REPLICA_ID_BYTES_MAX: usize = 128;
 const SLOTS_MAX: u32 = 1_000_000;
 const TOKENS_MAX: u64 = 1_000_000_000_000;
 const RATE_MAX: f64 = 1e9;
@@ -42,8 +40,12 @@ pub(crate) fn resolve(root: &Node, errors: &Errors) -> Option<Config> {
     let (listen, admin) = addresses(listen_field.as_ref(), admin_field.as_ref(), &default);
     let shards = file.read("shards", None, |field| or_auto(field, |field| field.count(1..=SHARDS_MAX)));
     let process = file.read("process", default.process, process);
-    let replicas = replicas(&mut file);
-    let models = file.read("models", Vec::new(), |field| models(field, &replicas));
+    let beacons = file.read("beacons", default.beacons, plane::beacons);
+    let discovery_field = file.get("discovery");
+    let discovery = discovery_field.as_ref().and_then(|field| plane::discovery(field, &beacons));
+    let discovery = discovery.unwrap_or(default.discovery);
+    let replicas = replicas::replicas(&mut file, discovery_field.is_some());
+    let models = file.read("models", Vec::new(), |field| models(field, &replicas, discovery.is_on()));
     let config = Config {
         listen,
         admin,
@@ -59,11 +61,11 @@ pub(crate) fn resolve(root: &Node, errors: &Errors) -> Option<Config> {
         ejection: file.read("ejection", default.ejection, ejection),
         log: file.read("log", default.log, log),
         passthrough: file.read("passthrough", default.passthrough, Field::flag),
-        beacons: default.beacons,
-        scrape: default.scrape,
-        discovery: default.discovery,
-        health: default.health,
-        warm_up: default.warm_up,
+        beacons,
+        scrape: file.read("scrape", default.scrape, plane::scrape),
+        discovery,
+        health: file.read("health", default.health, plane::health),
+        warm_up: file.read("warm_up", default.warm_up, plane::warm_up),
     };
     file.finish();
     Some(config)
@@ -158,114 +160,10 @@ fn path_or_off(field: &Field<'_>, bytes_max: usize) -> Option<Option<PathBuf>> {
     }
 }
 
-fn replicas(file: &mut Section<'_>) -> Vec<ReplicaConfig> {
-    let Some(field) = file.get("replicas") else {
-        file.missing("replicas", "list the engines' URLs, such as `- http://10.0.0.1:8000`, or write [] for none yet");
-        return Vec::new();
-    };
-    let items = field.items(ReplicaSlot::LIMIT, "a list of URLs such as http://10.0.0.1:8000");
-    let (mut ids, mut endpoints) = (BTreeMap::new(), BTreeMap::new());
-    let mut replicas = Vec::new();
-    for item in items.unwrap_or_default() {
-        let Some(replica) = replica(&item) else { continue };
-        if let Some(first) = endpoints.insert(endpoint(&replica.url), item.place()) {
-            item.fail::<()>(format!("the address {} is already that of {first}", endpoint(&replica.url)));
-        } else if let Some(first) = ids.insert(replica.id.clone(), item.place()) {
-            item.fail::<()>(format!("the id {} is already that of {first}", excerpt(&replica.id)));
-        }
-        replicas.push(replica);
-    }
-    replicas
-}
-
-fn replica(field: &Field<'_>) -> Option<ReplicaConfig> {
-    if field.scalar().is_some() {
-        let url = replica_url(field)?;
-        let id = endpoint(&url);
-        return Some(ReplicaConfig::new(id, url));
-    }
-    let mut section = field.section("a URL such as http://10.0.0.1:8000, or fields such as `url`")?;
-    let url_field = section.get("url");
-    if url_field.is_none() {
-        section.missing("url", "where the engine listens, such as http://10.0.0.1:8000");
-    }
-    let url = url_field.as_ref().and_then(replica_url);
-    let id = section.get("id").as_ref().map(replica_id);
-    let models = section.read("models", Vec::new(), |field| {
-        let names = field.items(MODELS_PER_REPLICA_MAX, "a list of model names")?;
-        Some(names.iter().filter_map(model_name).collect())
-    });
-    let slots = section.read("slots", None, |field| or_auto(field, |field| field.count(1..=SLOTS_MAX)));
-    let kv_tokens = section.read("kv_tokens", None, |field| or_auto(field, |field| field.count(1..=TOKENS_MAX)));
-    let prefill_tokens_per_s =
-        section.read("prefill_tokens_per_s", None, |field| or_auto(field, |field| field.number(1.0..=RATE_MAX)));
-    section.finish();
-    let url = url?;
-    let id = id.unwrap_or_else(|| Some(endpoint(&url)))?;
-    Some(ReplicaConfig { models, slots, kv_tokens, prefill_tokens_per_s, ..ReplicaConfig::new(id, url) })
-}
-
-/// Ids stand in headers, metrics and logs: visible ASCII only.
-fn replica_id(field: &Field<'_>) -> Option<String> {
-    let text = field.text("a name")?;
-    let visible = text.bytes().all(|byte| byte.is_ascii_graphic());
-    if text.is_empty() || !visible || text.len() > REPLICA_ID_BYTES_MAX {
-        return field.fail(format!(
-            "expected 1 to {REPLICA_ID_BYTES_MAX} visible ASCII characters without spaces, found {}",
-            excerpt(text)
-        ));
-    }
-    Some(text.to_owned())
-}
-
-/// `host:port`, the port given or not.
-pub(crate) fn endpoint(url: &Url) -> String {
-    format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
-}
-
-fn replica_url(field: &Field<'_>) -> Option<Url> {
-    const WHAT: &str = "expected a URL such as http://10.0.0.1:8000";
-    let text = field.text("a URL such as http://10.0.0.1:8000")?;
-    if !text.contains("://") {
-        return field.fail(format!("{WHAT}, found {}; begin it with http://", excerpt(text)));
-    }
-    let url = match Url::parse(text) {
-        Ok(url) => url,
-        Err(reason) => return field.fail(format!("{WHAT}, found {}: {reason}", excerpt(text))),
-    };
-    let wrong = match url.scheme() {
-        "http" if !url.username().is_empty() || url.password().is_some() => {
-            "user names and passwords are not sent; remove them"
-        }
-        "http" if url.query().is_some() || url.fragment().is_some() => {
-            "a replica's URL has no query and no fragment; remove it"
-        }
-        "http" if url.path() != "/" => {
-            "a replica's URL ends after the port; remove the path (clients' paths are passed on)"
-        }
-        "http" if url.port() == Some(0) => "port 0 cannot be connected to",
-        "http" if url.host_str().is_none_or(|host| host.len() > 100) => "a host of 1 to 100 characters is needed",
-        "http" => return Some(url),
-        "https" => "TLS to replicas is not supported yet; use http on a network you trust",
-        _ => "only http is spoken to replicas",
-    };
-    field.fail(format!("{wrong} (found {})", excerpt(text)))
-}
-
-fn model_name(field: &Field<'_>) -> Option<String> {
-    let text = field.text("a model name")?;
-    if text.is_empty() || text.len() > MODEL_NAME_BYTES_MAX || text.chars().any(char::is_control) {
-        let message =
-            format!("expected 1 to {MODEL_NAME_BYTES_MAX} bytes without control characters, found {}", excerpt(text));
-        return field.fail(message);
-    }
-    Some(text.to_owned())
-}
-
-fn models(field: &Field<'_>, replicas: &[ReplicaConfig]) -> Option<Vec<ModelConfig>> {
+fn models(field: &Field<'_>, replicas: &[ReplicaConfig], more_to_come: bool) -> Option<Vec<ModelConfig>> {
     let items = field.items(MODELS_MAX, "a list such as `- { name: gpt-4o, served_as: llama }`")?;
-    // Replicas without a list are asked for theirs later, so nothing can be said about it now.
-    let all_listed = !replicas.is_empty() && replicas.iter().all(|replica| !replica.models.is_empty());
+    // Replicas without a list are asked for theirs later, and some are yet to be found: nothing can be said of them now.
+    let all_listed = !more_to_come && !replicas.is_empty() && replicas.iter().all(|replica| !replica.models.is_empty());
     let mut names = BTreeMap::new();
     let mut models = Vec::new();
     for item in items {

@@ -3,8 +3,8 @@
 
 use schemars::{Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 
-use super::raw::{RawConfig, RawPolicy, RawReplica};
-use super::{LogFormat, PolicyName};
+use super::raw::{RawConfig, RawDns, RawHealth, RawPolicy, RawReplica, RawScrape, RawWarmUp};
+use super::{Bypass, LogFormat, PolicyName};
 
 /// The JSON schema of a configuration file.
 #[must_use]
@@ -60,6 +60,11 @@ pub(crate) fn addresses(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "anyOf": [address, { "type": "array", "minItems": 1, "maxItems": 64, "items": address }] })
 }
 
+pub(crate) fn addresses_or_none(_: &mut SchemaGenerator) -> Schema {
+    let address = text_like(ADDRESS);
+    json_schema!({ "anyOf": [address, { "type": "array", "maxItems": 16, "items": address }] })
+}
+
 pub(crate) fn address_or_off(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "anyOf": [text_like(ADDRESS), { "enum": ["off", false] }] })
 }
@@ -86,4 +91,42 @@ pub(crate) fn policy_name(_: &mut SchemaGenerator) -> Schema {
 
 pub(crate) fn log_format(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "enum": LogFormat::ALL.map(LogFormat::as_str) })
+}
+
+pub(crate) fn bypass(_: &mut SchemaGenerator) -> Schema {
+    let names: Vec<serde_json::Value> = Bypass::ALL.map(|bypass| bypass.as_str().into()).into();
+    json_schema!({ "anyOf": [{ "enum": names }, { "const": false }] })
+}
+
+pub(crate) fn path(_: &mut SchemaGenerator) -> Schema {
+    text_like("^/[!-~]*$")
+}
+
+pub(crate) fn page_or_auto(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "anyOf": [text_like("^http://[^/?#@]+(/[^#]*)?$"), { "const": "auto" }] })
+}
+
+pub(crate) fn names(generator: &mut SchemaGenerator) -> Schema {
+    let full = generator.subschema_for::<RawDns>();
+    let short = text_like("^[A-Za-z0-9._-]+(:[0-9]+)?$");
+    json_schema!({ "type": "array", "maxItems": 64, "items": { "anyOf": [short, full] } })
+}
+
+pub(crate) fn port_or_srv(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "anyOf": [{ "type": "integer", "minimum": 1, "maximum": 65535 }, { "const": "srv" }] })
+}
+
+pub(crate) fn scrape(generator: &mut SchemaGenerator) -> Schema {
+    let full = generator.subschema_for::<RawScrape>();
+    json_schema!({ "anyOf": [{ "enum": ["off", "on", false, true] }, full] })
+}
+
+pub(crate) fn health(generator: &mut SchemaGenerator) -> Schema {
+    let full = generator.subschema_for::<RawHealth>();
+    json_schema!({ "anyOf": [{ "enum": ["off", false] }, full] })
+}
+
+pub(crate) fn warm_up(generator: &mut SchemaGenerator) -> Schema {
+    let full = generator.subschema_for::<RawWarmUp>();
+    json_schema!({ "anyOf": [{ "enum": ["off", false] }, full] })
 }

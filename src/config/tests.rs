@@ -4,6 +4,7 @@ mod random;
 mod wrong;
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -58,7 +59,10 @@ fn the_full_example_shows_the_defaults() {
     let config = parse(&conf("emberlane.yaml")).unwrap();
     let plain = parse("replicas: [{id: r2, url: 'http://10.0.0.2:8000'}]").unwrap();
     assert_eq!(config.replicas[1], plain.replicas[0]);
-    assert_eq!(Config { replicas: Vec::new(), models: Vec::new(), ..config }, Config::default());
+    assert_eq!(config.scrape, Some(ScrapeConfig::default()));
+    let discovery = DiscoveryConfig { dns: Vec::new(), ..config.discovery };
+    let config = Config { replicas: Vec::new(), models: Vec::new(), scrape: None, discovery, ..config };
+    assert_eq!(config, Config::default());
 }
 
 /// Field names of every object in the schema: (path, names).
@@ -113,12 +117,13 @@ fn the_full_example_shows_every_field() {
 #[test]
 fn the_reader_and_the_schema_know_the_same_fields() {
     let sections = schema_fields(&schema());
-    assert_eq!(sections.len(), 12);
+    assert_eq!(sections.len(), 18);
     for (section, mut names) in sections {
         let wrong = "'@@': 1";
         let text = match section.as_str() {
             "" => wrong.to_owned(),
             "policy.weights" => format!("policy: {{ weights: {{ {wrong} }} }}"),
+            "discovery.dns[]" => format!("discovery: {{ dns: [{{ {wrong} }}] }}"),
             list if list.ends_with("[]") => format!("{}: [{{ {wrong} }}]", list.trim_end_matches("[]")),
             map => format!("{map}: {{ {wrong} }}"),
         };
@@ -197,6 +202,56 @@ fn flags_stand_for_a_file_or_go_before_it() {
     0:0 --replica[2]: the address a:1 is already that of `--replica[0]` on the command line
     "#);
     assert_eq!(shown(&from_flags(&Flags::default()).unwrap_err()).lines().count(), 1);
+}
+
+#[test]
+fn the_load_plane_is_read_in_its_short_forms() {
+    let config = parse(
+        "beacons: {listen: '127.0.0.1:7400', keys: keys.txt, bypass: off}\nscrape: true\nhealth: {interval: 500ms}\n\
+         warm_up: off\n\
+         discovery: {dns: [engines:8000, _http._tcp.Engines., {name: e, models: [m]}], nameservers: '127.0.0.1:53', \
+         beacons: true}\n",
+    )
+    .unwrap();
+    assert_eq!((config.beacons.listen.len(), config.beacons.bypass), (1, Bypass::Off));
+    assert_eq!((config.scrape, config.warm_up, config.replicas.len()), (Some(ScrapeConfig::default()), None, 0));
+    assert_eq!(config.health.map(|health| health.timeout), Some(Duration::from_millis(500)), "never above `interval`");
+    let names: Vec<String> = config.discovery.dns.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["engines:8000", "_http._tcp.engines.", "e"]);
+    assert_eq!((config.discovery.nameservers.len(), config.discovery.is_on()), (1, true));
+
+    let flags = Flags {
+        beacons: vec!["[::1]:7400".to_owned()],
+        beacon_keys: Some("k".to_owned()),
+        discovery_file: Some("replicas.yaml".to_owned()),
+        dns: vec!["engines:8000".to_owned(), "engines:x".to_owned()],
+        ..Flags::default()
+    };
+    assert_eq!(
+        shown(&from_flags(&flags).unwrap_err()),
+        "0:0 --dns[1]: \"x\" is no port (found \"engines:x\")\n",
+        "no replica need be named beside"
+    );
+    let config = parse_with("beacons: {threads: 2}\n", &Flags { dns: vec!["e:1".to_owned()], ..flags }).unwrap();
+    assert_eq!((config.beacons.threads, config.beacons.keys), (2, Some("k".into())));
+    assert_eq!(config.discovery.file, Some("replicas.yaml".into()));
+}
+
+#[test]
+fn a_file_of_replicas_has_the_form_of_the_configuration() {
+    let list = parse_replicas("- http://h:1\n- {url: 'http://h:2', drain: true}\n").unwrap();
+    assert_eq!((list.len(), list[1].drain), (2, true));
+    assert_eq!(parse_replicas(r#"[{"url": "http://h:1", "models": ["m"]}]"#).unwrap()[0].models, ["m"]);
+    assert_eq!(parse_replicas("[]"), Ok(Vec::new()));
+    for (text, expected) in [
+        ("", "1:1 : an empty file; write [] for no replicas"),
+        ("replicas: []", "1:1 : expected a list of URLs"),
+        ("- http://h:1\n- h:2", "2:3 [1]: expected a URL"),
+        ("- {url: 'http://h:1', dran: true}", "1:23 [0].dran: unknown field; did you mean `drain`?"),
+    ] {
+        let found = shown(&parse_replicas(text).unwrap_err());
+        assert!(found.contains(expected), "{text:?}\nexpected {expected}\nfound {found}");
+    }
 }
 
 #[test]

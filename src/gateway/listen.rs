@@ -13,6 +13,7 @@ use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
+use std::pin::Pin;
 use std::sync::Arc;
 
 /// Bytes of a client connection's buffers. Heads and bodies are read into buffers of their own, so a second one before
@@ -106,7 +107,11 @@ pub(super) struct OneThread<A> {
     endpoints: Vec<Endpoint>,
     core: Option<usize>,
     inner: Mutex<Option<Listening<A>>>,
+    beside: Mutex<Option<Beside>>,
 }
+
+/// What else runs on a service's thread.
+pub(super) type Beside = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl<A> std::fmt::Debug for OneThread<A> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -125,7 +130,13 @@ impl<A: HttpServerApp + Send + Sync + 'static> OneThread<A> {
             let listener = ListenerConfig::tcp(endpoint.address.to_string());
             inner.add_listener(listener.l4_buffer(L4BufferSettings::new(READ_BUFFER, WRITE_BUFFER)));
         }
-        Self { name, endpoints, core, inner: Mutex::new(Some(inner)) }
+        Self { name, endpoints, core, inner: Mutex::new(Some(inner)), beside: Mutex::default() }
+    }
+
+    /// Runs `beside` on the same thread, until it ends or the service does.
+    pub(super) fn beside(self, beside: impl Future<Output = ()> + Send + 'static) -> Self {
+        *self.beside.lock() = Some(Box::pin(beside));
+        self
     }
 }
 
@@ -135,6 +146,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Service for OneThread<A> {
         if let Some(core) = self.core {
             pin(core);
         }
+        let beside = self.beside.lock().take().map(tokio::spawn);
         // Pingora looks a socket up by its address, and the shards share one: each gets a table with its own socket.
         let own = Fds::new();
         let own: ListenFds = Arc::new(own.into());
@@ -160,6 +172,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Service for OneThread<A> {
         let inner = self.inner.lock().take();
         if let Some(mut inner) = inner {
             Service::start_service(&mut inner, Some(own), shutdown, 1).await;
+        }
+        if let Some(beside) = beside {
+            beside.abort();
         }
     }
 

@@ -4,12 +4,24 @@ use crate::clock::Now;
 use crate::id::ReplicaSlot;
 
 /// Who said so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LoadSource {
     /// A beacon.
+    #[default]
     Beacon,
     /// The engine's metrics page, read by the gateway.
     Scrape,
+}
+
+impl LoadSource {
+    /// Name in `/replicas`, metrics and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Beacon => "beacon",
+            Self::Scrape => "scrape",
+        }
+    }
 }
 
 /// One replica's load, as of one moment.
@@ -19,7 +31,8 @@ pub struct LoadReport {
     pub slot: ReplicaSlot,
     /// Who said so.
     pub source: LoadSource,
-    /// When it was heard.
+    /// When it was heard: a time read before the replica's slot was looked up (for a scrape: before it was sent), so
+    /// that whoever takes over the slot meanwhile is not taken for the one who spoke.
     pub received: Now,
     /// Microseconds until the next is due.
     pub period_us: u32,

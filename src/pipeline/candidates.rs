@@ -1,14 +1,27 @@
 //! The view that a policy prices: who may take the request, and what is known of each.
 //!
-//! What changes with every request (requests in flight, prefill ahead, how much of this prompt is held) is read anew for
-//! each decision. What changes slowly (learned rates, cache use, limits) is at most [`SWEEP`] old: reading it takes fifty
-//! times as long, so each decision reads a share of the replicas, as large as the time since the last one. The cost is
-//! then the same every second however many requests come, and no request pays for all.
+//! A view of all members of a pool is kept from one decision to the next, and follows what changes:
+//!
+//! - *In flight.* A shard reads the version of each group of cells, and the cells of the groups whose version has moved.
+//! - *Heard of others.* The log of the shard's columns names the slots whose reports say something new.
+//! - *Slow* (learned rates, cache use, limits): at most [`SWEEP`] old. Reading it takes fifty times as long, so each
+//!   decision reads a share of the replicas, as large as the time since the last one. The cost is then the same every
+//!   second however many requests come, and no request pays for all.
+//! - *Warm* (how much of this prompt each holds) differs with every request; it is written for the replicas that hold any
+//!   of it, and taken back after.
+//!
+//! So a decision pays for what has changed since the last one and not for the size of the fleet, but for passes over a few
+//! columns in SIMD lanes (the policy's, and the pick). Reading every cell anew for each decision, as was done first, took
+//! most of the time at 4,096 replicas. Versions for each cell would be as many as the cells; groups of 64 made a few
+//! changes cost as much as reading everything; a log of changes of all shards would be written by all of them.
 
+use super::warming::{self, Side};
 use super::{Placement, Shared, Snapshot};
 use crate::clock::Now;
 use crate::fleet::Pool;
 use crate::id::{BlockHash, PoolId, ReplicaSlot};
+use crate::load::columns::ReportColumns;
+use crate::load::{GROUP, InFlight};
 use crate::policy::View;
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
@@ -23,11 +36,35 @@ const POOLS: usize = 16;
 /// done twice also keeps others waiting.
 const BUSY_SLOT_PATIENCE: f32 = 2.0;
 
+/// What a decision is made from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known<'k> {
+    /// What all shards share.
+    pub(super) shared: &'k Shared,
+    /// The configuration in force.
+    pub(super) snapshot: &'k Snapshot,
+    /// What this shard has heard from replicas.
+    pub(super) reports: &'k ReportColumns,
+    /// The time of the decision.
+    pub(super) now: Now,
+}
+
+/// The candidates of one request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen<'v> {
+    /// They, and perhaps some that are barred.
+    pub(super) view: &'v View,
+    /// How many may take it.
+    pub(super) candidates: usize,
+    /// Where it was drawn to, if it is cold everywhere while some warm up.
+    pub(super) side: Option<Side>,
+}
+
 /// One shard's views.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     pools: [PoolView; POOLS],
-    /// The candidates, when some members of the pool are none.
+    /// The candidates, when some members of the pool are none and the policy would stumble over them.
     admitted: View,
 }
 
@@ -43,50 +80,64 @@ struct PoolView {
     view: View,
     /// Places in `view` by slot; of the pool's members alone are they right.
     places: Vec<u16>,
-    /// Places whose `warm_tokens` or `prefix_wait_s` may not be zero.
-    warm: Vec<u16>,
+    /// What the gateway has in flight at each place.
+    own: Vec<InFlight>,
+    /// Groups of slots that have members here, each with the version last read.
+    groups: Vec<(u16, u32)>,
+    /// Changes of the reports that were followed.
+    changes: u64,
 }
 
 impl Candidates {
     /// The members of `pool` that may take the request now; `prompt` is its chain and what was found of it.
     pub(super) fn view(
         &mut self,
-        shared: &Shared,
-        snapshot: &Snapshot,
+        known: Known<'_>,
         pool: &Pool,
         prompt: (&[BlockHash], &WarmDepths),
         placement: &Placement,
-        now: Now,
-    ) -> &View {
+        rng: &mut fastrand::Rng,
+    ) -> Seen<'_> {
+        let Known { shared, snapshot, now, .. } = known;
         let Self { pools, admitted } = self;
         let kept = &mut pools[usize::from(pool.id.0) % POOLS];
         let of = Some((snapshot.generation(), pool.id));
-        if kept.of != of {
+        let is_new = kept.of != of;
+        if is_new {
             kept.reset(pool);
             kept.of = of;
         }
-        kept.sweep(shared, snapshot, now);
+        kept.sweep(known);
+        kept.follow(known, is_new);
         kept.view.prompt_tokens = placement.decision.prompt_tokens;
         kept.view.affinity_key = placement.affinity_key;
-        kept.read_load(shared);
         kept.read_warm(prompt.1, snapshot.ratios.tokens(pool.id, BLOCK_BYTES));
-        if snapshot.policy.is_priced() {
+        let is_priced = snapshot.policy.is_priced();
+        if is_priced {
             kept.price_busy_slots(shared, snapshot, prompt);
         }
-        let (view, tried) = (&kept.view, placement.tried());
-        if tried.is_empty() && shared.health.all_healthy(&view.slots) {
-            return view;
+        let (view, tried) = (&mut kept.view, placement.tried());
+        view.is_retry = !tried.is_empty();
+        view.barred.clear();
+        if tried.is_empty() && shared.health.is_all_plain(now) {
+            return Seen { view, candidates: view.len(), side: None };
+        }
+        bar(view, known, tried);
+        let candidates = view.len() - view.barred.len();
+        let side = if tried.is_empty() { warming::choose_side(view, known, rng) } else { None };
+        if is_priced || view.barred.is_empty() {
+            return Seen { view, candidates, side };
         }
         admitted.clear();
-        admitted.is_retry = !tried.is_empty();
         (admitted.prompt_tokens, admitted.affinity_key) = (view.prompt_tokens, view.affinity_key);
-        for (place, slot) in view.slots.iter().enumerate() {
-            let in_flight = shared.load.in_flight(*slot);
-            if !tried.contains(slot) && shared.health.admits(*slot, in_flight, now) {
+        admitted.is_retry = view.is_retry;
+        let mut barred = view.barred.iter().peekable();
+        for place in 0..view.len() {
+            if barred.next_if(|barred| usize::from(**barred) == place).is_none() {
                 admitted.push_from(view, place);
             }
         }
-        admitted
+        Seen { view: admitted, candidates, side }
     }
 
     /// The replica at `slot` is to compute `blocks` more: its cache is fuller from now on, not from the next sweep, or all
@@ -96,11 +147,26 @@ impl Candidates {
         if let Some(place) = places.get(slot.index()).map(|place| usize::from(*place))
             && view.slots.get(place) == Some(&slot)
         {
-            let resident = view.resident_blocks[place] + f32::from(blocks);
-            view.resident_blocks[place] = resident;
-            view.kv_usage[place] = (resident / snapshot.limits(slot).kv_blocks).min(1.0);
+            view.resident_blocks[place] += f32::from(blocks);
+            let more = f32::from(blocks) / snapshot.limits(slot).kv_blocks;
+            view.kv_usage[place] = (view.kv_usage[place] + more).min(1.0);
         }
     }
+}
+
+/// Bars those that take no requests now or have failed this one. Where that leaves nobody, those that have given no sign
+/// yet, good or bad, are better than nobody.
+fn bar(view: &mut View, known: Known<'_>, tried: &[ReplicaSlot]) {
+    let View { slots, barred, .. } = view;
+    let health = &known.shared.health;
+    let mut bar_unless = |is_open: &dyn Fn(ReplicaSlot) -> bool| {
+        barred.clear();
+        let open = |slot: &ReplicaSlot| !tried.contains(slot) && is_open(*slot);
+        barred.extend((0..).zip(slots.iter()).filter(|(_, slot)| !open(slot)).map(|(place, _)| place));
+        barred.len() < slots.len()
+    };
+    let _any = bar_unless(&|slot| health.admits(slot, known.shared.load.in_flight(slot), known.now))
+        || bar_unless(&|slot| health.may_try(slot));
 }
 
 impl PoolView {
@@ -108,39 +174,93 @@ impl PoolView {
     fn reset(&mut self, pool: &Pool) {
         (self.next, self.swept) = (0, None);
         self.view.reset(&pool.members);
-        self.warm.clear();
+        self.own.clear();
+        self.own.resize(pool.members.len(), InFlight::default());
+        self.groups.clear();
         for (place, slot) in (0..).zip(&pool.members) {
             if self.places.len() <= slot.index() {
                 self.places.resize(slot.index() + 1, 0);
             }
             self.places[slot.index()] = place;
+            self.groups.extend(u16::try_from(slot.index() / GROUP).map(|group| (group, 0)));
+        }
+        self.groups.sort_unstable();
+        self.groups.dedup();
+    }
+
+    /// The place of `slot`, if it is a member.
+    #[inline(always)]
+    fn place(&self, slot: ReplicaSlot) -> Option<usize> {
+        let place = usize::from(*self.places.get(slot.index())?);
+        (self.view.slots.get(place) == Some(&slot)).then_some(place)
+    }
+
+    /// Takes up what has changed of what is in flight and of what was heard; with `all`, of all there is.
+    fn follow(&mut self, known: Known<'_>, all: bool) {
+        let mut groups = std::mem::take(&mut self.groups);
+        for (group, seen) in &mut groups {
+            let version = known.shared.load.version(usize::from(*group));
+            if version != *seen || all {
+                *seen = version;
+                self.follow_group(usize::from(*group), known);
+            }
+        }
+        self.groups = groups;
+        match known.reports.changed_since(self.changes).filter(|_| !all) {
+            Some(slots) => {
+                for slot in slots {
+                    if let Some(place) = self.place(slot) {
+                        self.settle(place, known);
+                    }
+                }
+            }
+            None => (0..self.view.len()).for_each(|place| self.settle(place, known)),
+        }
+        self.changes = known.reports.changes();
+    }
+
+    /// Takes up what has changed of what is in flight in one group of slots.
+    fn follow_group(&mut self, group: usize, known: Known<'_>) {
+        for slot in (group * GROUP..(group + 1) * GROUP).filter_map(ReplicaSlot::from_index) {
+            let Some(place) = self.place(slot) else { continue };
+            let own = known.shared.load.read(slot);
+            if own != self.own[place] {
+                self.own[place] = own;
+                self.settle(place, known);
+            }
         }
     }
 
-    /// Reads what is in flight.
-    fn read_load(&mut self, shared: &Shared) {
-        let View { slots, in_flight, prefill_tokens, .. } = &mut self.view;
-        let cells = in_flight.iter_mut().zip(prefill_tokens);
-        for ((in_flight, prefill_tokens), (requests, tokens)) in cells.zip(shared.load.read(slots)) {
-            *in_flight = lossy(requests);
-            *prefill_tokens = tokens.cast_signed() as f32;
-        }
+    /// Joins what the gateway has in flight at `place` and what was heard of others there, and has it priced.
+    fn settle(&mut self, place: usize, known: Known<'_>) {
+        let Self { view, own, .. } = self;
+        let (slot, own) = (view.slots[place], own[place]);
+        let heard = known.reports.elsewhere(slot);
+        let limits = known.snapshot.limits(slot);
+        view.in_flight[place] = lossy(own.requests) + heard.requests;
+        view.elsewhere[place] = heard.requests;
+        view.prefill_tokens[place] = own.prefill_tokens.cast_signed() as f32 + heard.prefill_tokens;
+        view.slots_limit[place] = limits.slots.min(heard.slots);
+        let believed = (view.resident_blocks[place] / limits.kv_blocks).min(1.0);
+        view.kv_usage[place] = heard.kv_usage.map_or(believed, |said| believed + heard.weight * (said - believed));
+        known.snapshot.policy.stand(view, place);
     }
 
     /// Turns depths into tokens, for the replicas that hold anything.
     fn read_warm(&mut self, depths: &WarmDepths, tokens_per_block: f32) {
-        let Self { view, places, warm, .. } = self;
-        for place in warm.drain(..) {
+        let Self { view, places, .. } = self;
+        for place in view.warm.drain(..) {
             view.warm_tokens[usize::from(place)] = 0.0;
             view.prefix_wait_s[usize::from(place)] = 0.0;
         }
+        view.is_awaited = false;
         for &slot in depths.touched() {
             let Some(&place) = places.get(slot.index()) else { continue };
             // Replicas of other pools may hold the prompt too: pools can be names of one model.
             if view.slots.get(usize::from(place)) == Some(&slot) {
                 view.warm_tokens[usize::from(place)] =
                     view.prompt_tokens.min(lossy(depths.get(slot)) * tokens_per_block);
-                warm.push(place);
+                view.warm.push(place);
             }
         }
     }
@@ -149,8 +269,8 @@ impl PoolView {
     /// as cold.
     #[expect(clippy::cast_precision_loss, reason = "at most 64")]
     fn price_busy_slots(&mut self, shared: &Shared, snapshot: &Snapshot, (chain, depths): (&[BlockHash], &WarmDepths)) {
-        let Self { view, warm, .. } = self;
-        for place in warm.iter().map(|place| usize::from(*place)) {
+        let view = &mut self.view;
+        for place in view.warm.iter().map(|place| usize::from(*place)) {
             let slot = view.slots[place];
             if !snapshot.limits(slot).is_slotted {
                 continue;
@@ -161,6 +281,7 @@ impl PoolView {
             let wait = ahead as f32 * if service > 0.0 { service } else { view.base_s[place] + saved };
             if wait < saved * BUSY_SLOT_PATIENCE {
                 view.prefix_wait_s[place] = wait;
+                view.is_awaited = true;
             } else {
                 view.warm_tokens[place] = 0.0;
             }
@@ -168,7 +289,8 @@ impl PoolView {
     }
 
     /// Reads the slow columns of the replicas that are due.
-    fn sweep(&mut self, shared: &Shared, snapshot: &Snapshot, now: Now) {
+    fn sweep(&mut self, known: Known<'_>) {
+        let now = known.now;
         let members = self.view.len();
         let mut due = members;
         match self.swept.filter(|swept| now.since(*swept) < SWEEP) {
@@ -181,24 +303,21 @@ impl PoolView {
             None => self.swept = Some(now),
         }
         for _ in 0..due {
-            read_slow(&mut self.view, self.next, shared, snapshot);
+            read_slow(&mut self.view, self.next, known);
+            self.settle(self.next, known);
             self.next = if self.next + 1 < members { self.next + 1 } else { 0 };
         }
     }
 }
 
 /// Reads what changes slowly about the candidate at `place`.
-fn read_slow(view: &mut View, place: usize, shared: &Shared, snapshot: &Snapshot) {
+fn read_slow(view: &mut View, place: usize, known: Known<'_>) {
     let slot = view.slots[place];
-    let rates = shared.rates.rates(slot);
-    let limits = snapshot.limits(slot);
-    let resident = shared.index.resident_blocks(slot) as f32;
-    view.slots_limit[place] = limits.slots;
-    view.service_s[place] = shared.rates.service_s(slot);
+    let rates = known.shared.rates.rates(slot);
+    view.service_s[place] = known.shared.rates.service_s(slot);
     view.base_s[place] = rates.base_s;
     view.prefill_s_per_token[place] = rates.prefill_s_per_token;
-    view.resident_blocks[place] = resident;
-    view.kv_usage[place] = (resident / limits.kv_blocks).min(1.0);
+    view.resident_blocks[place] = known.shared.index.resident_blocks(slot) as f32;
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^24, or good to 7 digits")]
@@ -207,130 +326,4 @@ const fn lossy(count: u32) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::{Decision, SharedConfig, TokenRatios};
-    use super::*;
-    use crate::config::{Config, EjectionConfig, ReplicaConfig};
-    use crate::fleet::Registry;
-    use crate::id::{DecisionId, ReplicaSlot};
-    use crate::learn::{Member, Rates, Sample};
-    use crate::load::Flight;
-
-    const PRIOR: Rates = Rates { base_s: 0.0, prefill_s_per_token: 1e-4, decode_s_per_token: 0.0 };
-
-    struct Bench {
-        shared: Shared,
-        registry: Registry,
-        candidates: Candidates,
-        chain: Vec<BlockHash>,
-        depths: WarmDepths,
-        placement: Placement,
-    }
-
-    impl Bench {
-        fn new() -> Self {
-            let sizes = SharedConfig { slots_max: 64, index_bytes: 4 << 20, hash_key: [1; 32], prior: PRIOR };
-            let decision = Decision::new(DecisionId(0), None, PoolId(0), Now(0), 4096, 1024.0);
-            Self {
-                shared: Shared::new(&sizes).unwrap(),
-                registry: Registry::new(64),
-                candidates: Candidates::default(),
-                chain: Vec::new(),
-                depths: WarmDepths::new(64),
-                placement: Placement::new(decision, 7),
-            }
-        }
-
-        /// A fleet of replicas that each serve the model of the same place.
-        fn snapshot(&mut self, models: &[&str]) -> Snapshot {
-            let replica = |(place, model): (usize, &&str)| ReplicaConfig {
-                models: vec![(*model).to_owned()],
-                ..ReplicaConfig::new(format!("r{place}"), format!("http://r{place}:8000").parse().unwrap())
-            };
-            let replicas = models.iter().enumerate().map(replica).collect();
-            let config = Config { replicas, ..Config::default() };
-            let (fleet, _) = self.registry.rebuild(&config.replicas, &[], &Default::default(), |_| true).unwrap();
-            Snapshot::new(config, fleet, &TokenRatios::default())
-        }
-
-        fn view(&mut self, snapshot: &Snapshot, pool: usize, at_ms: u64) -> &View {
-            let (pool, now) = (&snapshot.fleet.pools[pool], Now(at_ms * 1_000_000));
-            self.candidates.view(&self.shared, snapshot, pool, (&self.chain, &self.depths), &self.placement, now)
-        }
-
-        fn slots(&mut self, snapshot: &Snapshot, pool: usize, at_ms: u64) -> Vec<u16> {
-            self.view(snapshot, pool, at_ms).slots.iter().map(|slot| slot.0).collect()
-        }
-
-        /// The slots whose learned prefill rate differs from the prior.
-        fn learned(&mut self, snapshot: &Snapshot, at_ms: u64) -> usize {
-            let rates = &self.view(snapshot, 0, at_ms).prefill_s_per_token;
-            rates.iter().filter(|rate| (**rate - PRIOR.prefill_s_per_token).abs() > 1e-6).count()
-        }
-    }
-
-    #[test]
-    fn load_and_warmth_are_as_of_now() {
-        let mut bench = Bench::new();
-        let snapshot = bench.snapshot(&["m"; 3]);
-        let chain: Vec<_> = (1..9).map(BlockHash).collect();
-        bench.shared.index.record(ReplicaSlot(1), &chain);
-        bench.shared.index.lookup(&chain, &mut bench.depths);
-        let flight = Flight::start(&bench.shared.load, ReplicaSlot(2), 50);
-        let view = bench.view(&snapshot, 0, 1);
-        assert_eq!((view.in_flight.as_slice(), view.prefill_tokens[2]), ([0.0, 0.0, 1.0].as_slice(), 50.0));
-        assert_eq!(view.warm_tokens, [0.0, 512.0, 0.0]);
-        drop(flight);
-        bench.shared.index.lookup(&[BlockHash(99)], &mut bench.depths);
-        let view = bench.view(&snapshot, 0, 1);
-        assert_eq!((view.in_flight.as_slice(), view.prefill_tokens[2]), ([0.0; 3].as_slice(), 0.0));
-        assert_eq!(view.warm_tokens, [0.0; 3]);
-    }
-
-    #[test]
-    fn ejected_and_tried_replicas_are_no_candidates_and_come_back() {
-        let mut bench = Bench::new();
-        let snapshot = bench.snapshot(&["m"; 4]);
-        let rules = EjectionConfig { consecutive_failures: 1, ..EjectionConfig::default() };
-        bench.shared.health.failed(ReplicaSlot(2), &snapshot.fleet.pools[0].members, &rules, Now(0));
-        assert_eq!(bench.slots(&snapshot, 0, 1), [0, 1, 3]);
-        (bench.placement.tried[0], bench.placement.attempts) = (ReplicaSlot(0), 1);
-        assert_eq!(bench.slots(&snapshot, 0, 1), [1, 3]);
-        bench.placement.attempts = 0;
-        assert_eq!(bench.slots(&snapshot, 0, 2001), [0, 1, 2, 3], "on probation");
-        bench.shared.health.succeeded(ReplicaSlot(2));
-        assert_eq!(bench.slots(&snapshot, 0, 2001), [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn what_changes_slowly_is_read_once_a_sweep() {
-        let mut bench = Bench::new();
-        let snapshot = bench.snapshot(&["m"; 10]);
-        assert_eq!(bench.learned(&snapshot, 1000), 0);
-        for _ in 0..200 {
-            let sample = Sample { tokens_ahead: 1000.0, output_tokens: 1.0, seconds: 0.4 };
-            bench.shared.rates.learn(ReplicaSlot(0), sample);
-        }
-        let seen = [1000, 1004, 1005, 1014, 1015, 1049, 1050].map(|at_ms| bench.learned(&snapshot, at_ms));
-        assert_eq!(seen, [0, 0, 1, 2, 3, 9, 10], "five milliseconds each");
-        let configured = Member { slot: ReplicaSlot(0), pool: "m", prefill_tokens_per_s: Some(10.0) };
-        bench.shared.rates.assign(&[configured]);
-        let rate = bench.view(&snapshot, 0, 9000).prefill_s_per_token[0];
-        assert!((rate - 0.1).abs() < 1e-6, "all at once after a pause");
-    }
-
-    #[test]
-    fn pools_and_snapshots_do_not_mix() {
-        let mut bench = Bench::new();
-        let models: Vec<String> = (0..POOLS + 2).map(|number| format!("m{number:02}")).collect();
-        let models: Vec<&str> = models.iter().map(String::as_str).collect();
-        let many = bench.snapshot(&models);
-        for _ in 0..2 {
-            assert_eq!(bench.slots(&many, 0, 1), [0]);
-            assert_eq!(bench.slots(&many, POOLS, 1), [16], "shares its place with the first");
-        }
-        let fewer = bench.snapshot(&["m00"; 2]);
-        assert_eq!(bench.slots(&fewer, 0, 1), [0, 1]);
-        assert_eq!(bench.slots(&many, 0, 1), [0]);
-    }
-}
+mod tests;

@@ -1,10 +1,14 @@
 //! What a decision paid and why: plain data, and its words for people.
 
-use super::{Placement, Snapshot};
+use super::Placement;
+use super::candidates::{Known, Seen};
+use super::warming::Side;
 use crate::clock::Now;
 use crate::id::{DecisionId, PoolId, ReplicaSlot};
+use crate::load::columns::{Freshness, Word};
 use crate::parse::Api;
-use crate::policy::{Pick, View, column};
+use crate::policy::Pick;
+use std::time::Duration;
 
 /// Name of the route of paths that are passed through.
 pub const PASSTHROUGH: &str = "passthrough";
@@ -18,6 +22,8 @@ pub enum Reason {
     Warm,
     /// Nobody holds any of the prompt: the least wait.
     Cold,
+    /// Nobody holds any of the prompt, and the replica warms up: its share of such requests.
+    WarmUp,
     /// Others hold more of the prompt, but waiting there costs more.
     Spill,
     /// The policy does not look at prices.
@@ -34,6 +40,7 @@ impl Reason {
             Self::Only => "only",
             Self::Warm => "warm",
             Self::Cold => "cold",
+            Self::WarmUp => "warm_up",
             Self::Spill => "spill",
             Self::Policy => "policy",
             Self::Retry => "retry",
@@ -41,7 +48,8 @@ impl Reason {
     }
 
     /// All of them, for metrics.
-    pub const ALL: [Self; 6] = [Self::Only, Self::Warm, Self::Cold, Self::Spill, Self::Policy, Self::Retry];
+    pub const ALL: [Self; 7] =
+        [Self::Only, Self::Warm, Self::Cold, Self::WarmUp, Self::Spill, Self::Policy, Self::Retry];
 }
 
 /// One candidate as it was seen.
@@ -53,8 +61,12 @@ pub struct Choice {
     pub cost: f32,
     /// Tokens of the prompt it holds.
     pub warm_tokens: f32,
-    /// Requests in flight there.
+    /// Requests the gateway has in flight there.
     pub in_flight: u32,
+    /// Requests of others there, as far as they were heard of and believed.
+    pub elsewhere: u32,
+    /// When, and from whom, its load was last heard; `None`: never. Where it is not stale, the price rests on it.
+    pub load: Option<Word>,
     /// Expected seconds before the prompt's own prefill.
     pub wait_s: f32,
     /// Of these, until the slot that holds the prompt is free.
@@ -65,6 +77,12 @@ pub struct Choice {
 }
 
 impl Choice {
+    /// The age of the load it was priced by; `None` when that is the gateway's own in-flight work alone.
+    #[must_use]
+    pub fn load_age(&self) -> Option<Duration> {
+        self.load.filter(|word| word.freshness() != Freshness::Stale).map(|word| word.age)
+    }
+
     /// Prompt tokens it would have to compute.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped at zero; saturates")]
@@ -124,6 +142,8 @@ impl Decision {
                 cost: 0.0,
                 warm_tokens: 0.0,
                 in_flight: 0,
+                elsewhere: 0,
+                load: None,
                 wait_s: 0.0,
                 prefix_wait_s: 0.0,
                 prefill_s: 0.0,
@@ -151,10 +171,12 @@ impl Decision {
             } else {
                 format!("is cold ({:.0} tokens to compute)", self.prompt_tokens)
             };
-            let busy = match choice.in_flight {
-                0 => ", idle".to_owned(),
-                n => format!(", {n} in flight"),
+            let busy = match (choice.in_flight, choice.elsewhere) {
+                (0, 0) => ", idle".to_owned(),
+                (own, 0) => format!(", {own} in flight"),
+                (own, others) => format!(", {own} in flight and {others} of others"),
             };
+            let busy = busy + &choice.load.map_or_else(String::new, |word| format!(" ({})", in_words(&word)));
             let price = if self.priced {
                 format!(", {:.1} ms wait + {:.1} ms prefill", choice.wait_s * 1e3, choice.prefill_s * 1e3)
             } else {
@@ -163,6 +185,9 @@ impl Decision {
             format!("{} {held}{busy}{price}", name(choice.slot))
         };
         let mut text = one(&self.chosen);
+        if self.reason == Reason::WarmUp {
+            text.push_str("; cold everywhere, and it warms up: its share of such requests");
+        }
         if let Some(next) = &self.runner_up {
             text.push_str("; next best ");
             text.push_str(&one(next));
@@ -179,32 +204,53 @@ impl Decision {
     }
 }
 
+/// Which load was used, in plain words.
+fn in_words(word: &Word) -> String {
+    let age = match word.age {
+        age if age < Duration::from_secs(1) => format!("{} ms", age.as_millis()),
+        age => format!("{:.0} s", age.as_secs_f64()),
+    };
+    let source = word.source.as_str();
+    match word.freshness() {
+        Freshness::Fresh => format!("load {age} old by {source}"),
+        Freshness::Fading => format!("load {age} old by {source}, late: believed by {:.0} %", word.weight * 100.0),
+        Freshness::Stale | Freshness::Never => format!("no fresh word for {age}: priced by own in-flight"),
+    }
+}
+
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts, never negative; saturates")]
 const fn whole(count: f32) -> u64 {
     count as u64
 }
 
 /// Writes the pick into `placement`.
-pub(super) fn note(placement: &mut Placement, view: &View, costs: &[f32], pick: Pick, snapshot: &Snapshot) {
-    let choice = |place: usize| seen(view, costs, place, snapshot);
+pub(super) fn note(placement: &mut Placement, seen: Seen<'_>, costs: &[f32], pick: Pick, known: Known<'_>) {
+    let view = seen.view;
+    let choice = |place: usize| one(seen, costs, place, known);
     let chosen = choice(pick.best);
     let held = view.warm_tokens[pick.best];
-    let most = column::most(&view.warm_tokens, held);
-    let warmest = if most > held { view.warm_tokens.iter().position(|warm| *warm >= most) } else { None };
+    let warmer =
+        view.warm.iter().filter(|place| view.barred.binary_search(place).is_err()).map(|place| usize::from(*place));
+    let warmest = warmer.filter(|place| view.warm_tokens[*place] > held).reduce(|most, place| {
+        // Of equals, the one that comes first.
+        let is_more = (view.warm_tokens[place], most) > (view.warm_tokens[most], place);
+        if is_more { place } else { most }
+    });
     let again = placement.attempts > 0;
     if let Some(cell) = placement.tried.get_mut(placement.attempts) {
         *cell = chosen.slot;
         placement.attempts += 1;
     }
     let decision = &mut placement.decision;
-    decision.candidates = u16::try_from(view.len()).unwrap_or(u16::MAX);
+    decision.candidates = u16::try_from(seen.candidates).unwrap_or(u16::MAX);
     decision.chosen = chosen;
     decision.runner_up = pick.runner_up.map(choice);
     decision.warmest = warmest.map(choice);
-    decision.priced = snapshot.policy.is_priced();
+    decision.priced = known.snapshot.policy.is_priced();
     decision.reason = match () {
         () if again => Reason::Retry,
-        () if view.len() == 1 => Reason::Only,
+        () if seen.candidates == 1 => Reason::Only,
+        () if seen.side == Some(Side::Warming) => Reason::WarmUp,
         () if !decision.priced => Reason::Policy,
         () if decision.warmest.is_some() => Reason::Spill,
         () if chosen.warm_tokens >= 1.0 => Reason::Warm,
@@ -212,13 +258,19 @@ pub(super) fn note(placement: &mut Placement, view: &View, costs: &[f32], pick: 
     };
 }
 
-fn seen(view: &View, costs: &[f32], place: usize, snapshot: &Snapshot) -> Choice {
+fn one(seen: Seen<'_>, costs: &[f32], place: usize, known: Known<'_>) -> Choice {
+    let view = seen.view;
+    let slowdown_s = known.snapshot.config.policy.decode_slowdown.as_secs_f32();
+    let own = view.in_flight[place] - view.elsewhere[place];
+    let count = |requests: f32| u32::try_from(whole(requests.round())).unwrap_or(u32::MAX);
     Choice {
         slot: view.slots[place],
         cost: costs[place],
         warm_tokens: view.warm_tokens[place],
-        in_flight: u32::try_from(whole(view.in_flight[place])).unwrap_or(u32::MAX),
-        wait_s: crate::policy::wait_s(view, place, snapshot.config.policy.decode_slowdown.as_secs_f32()),
+        in_flight: count(own),
+        elsewhere: count(view.elsewhere[place]),
+        load: known.reports.word(view.slots[place], known.now),
+        wait_s: crate::policy::wait_s(view, place, slowdown_s),
         prefix_wait_s: view.prefix_wait_s[place],
         prefill_s: view.base_s[place]
             + (view.prompt_tokens - view.warm_tokens[place]).max(0.0) * view.prefill_s_per_token[place],

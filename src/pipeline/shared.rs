@@ -80,10 +80,13 @@ impl Shared {
         })
     }
 
-    /// Forgets what was known of the slots that changed hands, and takes up what `snapshot` says of all others.
-    pub fn apply(&self, change: &Membership, snapshot: &Snapshot) {
+    /// Forgets what was known of the slots that changed hands, and takes up what `snapshot` says of all others. Load
+    /// reports received before `now` are not believed of those slots: by then, nobody may look up the replicas that left
+    /// under them any more.
+    pub fn apply(&self, change: &Membership, snapshot: &Snapshot, now: Now) {
         for &slot in change.joined.iter().chain(&change.left) {
             self.index.forget(slot);
+            self.load.take_up(slot, now);
             self.health.reset(slot);
             self.rates.reset(slot);
         }
@@ -343,7 +346,7 @@ mod tests {
         for (rate, wanted) in [(1000, 1e-3), (4000, 2.5e-4)] {
             let yaml = format!("replicas: [{{id: a, url: 'http://a:1', models: [m], prefill_tokens_per_s: {rate}}}]");
             let (change, snapshot) = snapshot(&mut registry, &yaml);
-            shared.apply(&change, &snapshot);
+            shared.apply(&change, &snapshot, Now(0));
             assert!((f64::from(shared.rates.rates(slot).prefill_s_per_token) / wanted - 1.0).abs() < 1e-3, "{rate}");
         }
     }

@@ -11,6 +11,14 @@ pub fn least(column: &[f32]) -> f32 {
     fold(column, f32::INFINITY, |least, value| if value < least { value } else { least })
 }
 
+/// The least value of each block of `size`, in the widest lanes this CPU has; as many blocks as `least_of` has room for.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+pub fn least_of_blocks(column: &[f32], size: usize, least_of: &mut [f32]) {
+    for (least_of, block) in least_of.iter_mut().zip(column.chunks(size.max(1))) {
+        *least_of = least(block);
+    }
+}
+
 /// The largest value, but no less than `floor`. Passes over what is not a number.
 #[inline(always)]
 #[must_use]

@@ -4,7 +4,6 @@ use super::body::Body;
 use super::exchange::{Exchange, Outcome, Then};
 use super::forward::{self, Answer, Failure, Outbound};
 use crate::clock::Now;
-use crate::health::HealthState;
 use crate::pipeline::{self, Placement, Underway};
 use crate::reject::Reject;
 
@@ -63,6 +62,9 @@ impl Exchange<'_> {
             };
             self.shard.metrics.upstream_failures.with_label_values(&[failure.reject.code()]).inc();
             self.note_failure(&placement);
+            if failure.reject == Reject::UpstreamConnect {
+                shared.health.refused(placement.decision.chosen.slot, self.shard.core.clock.now());
+            }
             shared.retract(&placement);
             if failure.is_down {
                 shared.index.forget(placement.decision.chosen.slot);
@@ -101,7 +103,7 @@ impl Exchange<'_> {
     fn leave_ejected(&self, placement: &mut Placement) -> bool {
         let core = &self.shard.core;
         let now = core.clock.now();
-        if core.shared.health.state(placement.decision.chosen.slot, now) != HealthState::Ejected {
+        if !core.shared.health.is_failing(placement.decision.chosen.slot, now) {
             return false;
         }
         core.shared.retract(placement);
@@ -213,8 +215,6 @@ impl Exchange<'_> {
         let peers = self.snapshot.fleet.pools.get(usize::from(placement.decision.pool.0));
         let peers = peers.map_or(&[][..], |pool| &pool.members);
         if core.shared.health.failed(slot, peers, &self.snapshot.config.ejection, core.clock.now()) {
-            let replica = self.replica_name(placement);
-            tracing::warn!(replica, "replica ejected: it keeps failing");
             self.shard.metrics.ejections.inc();
         }
     }

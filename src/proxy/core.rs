@@ -2,6 +2,8 @@
 //! much is open.
 
 use crate::clock::Clock;
+use crate::load::plane::LoadPlane;
+use crate::discovery::DiscoveryStatus;
 use crate::pipeline::{Shared, Snapshot};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::record::Ring;
@@ -14,6 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 pub struct Core {
     /// The one clock.
     pub clock: Clock,
+    /// Who is believed of what replicas report, and who was heard when.
+    pub plane: LoadPlane,
     /// The pipeline's columns and index.
     pub shared: Arc<Shared>,
     /// What is in force; read once a request.
@@ -30,6 +34,8 @@ pub struct Core {
     pub stopping: AtomicBool,
     /// The last reload's error, for `/config`.
     pub reload_error: ArcSwap<Option<String>>,
+    /// Where replicas come from, for `/config` and `/replicas`.
+    pub discovery: ArcSwap<DiscoveryStatus>,
     connections: AtomicU64,
     requests: AtomicU64,
 }
@@ -50,10 +56,12 @@ impl Core {
     pub fn new(shared: Arc<Shared>, snapshot: Snapshot, slots_max: usize, shards: usize, clock: Clock) -> Self {
         Self {
             clock,
+            plane: LoadPlane::new(slots_max),
             metrics: Metrics::new(),
             rings: (0..shards).map(|_| Arc::new(Ring::default())).collect(),
             snapshot: ArcSwap::from_pointee(snapshot),
             reload_error: ArcSwap::default(),
+            discovery: ArcSwap::default(),
             shared,
             slots_max,
             asked: AtomicBool::new(false),

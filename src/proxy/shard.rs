@@ -8,6 +8,7 @@ use super::headers;
 use super::respond::{self, Dialect};
 use super::retry::RetryBudget;
 use super::route::{self, Route};
+use crate::load::ring::Inbox;
 use crate::pipeline::{Decider, Snapshot};
 use crate::reject::Reject;
 use crate::telemetry::metrics::ShardMetrics;
@@ -37,7 +38,7 @@ const IDLE_AT_STOP: Duration = Duration::from_secs(1);
 pub struct Shard {
     pub(super) core: Arc<Core>,
     pub(super) connector: Connector,
-    pub(super) decider: Mutex<Decider>,
+    pub(super) decider: Arc<Mutex<Decider>>,
     pub(super) budget: Mutex<RetryBudget>,
     pub(super) body_memory: Arc<BodyMemory>,
     pub(super) metrics: ShardMetrics,
@@ -53,17 +54,18 @@ impl std::fmt::Debug for Shard {
 }
 
 impl Shard {
-    /// The shard numbered `index` of `count`.
+    /// The shard numbered `index` of `count`, which hears load reports through `inbox`.
     #[must_use]
-    pub fn new(core: &Arc<Core>, index: usize, count: usize, ring: Arc<Ring>) -> Self {
+    pub fn new(core: &Arc<Core>, index: usize, count: usize, ring: Arc<Ring>, inbox: Inbox) -> Self {
         let snapshot = core.snapshot.load();
-        let decider = Decider::new(&snapshot.config, core.slots_max, index as u64, count as u64, fastrand::u64(..));
+        let mut decider = Decider::new(&snapshot.config, core.slots_max, index as u64, count as u64, fastrand::u64(..));
+        decider.attach(inbox);
         let mut options = HttpServerOptions::default();
         options.h2c = true;
         options.h2_idle_timeout = Some(snapshot.config.timeouts.client_idle);
         Self {
             connector: Connector::new(Some(ConnectorOptions::new(UPSTREAM_POOL))),
-            decider: Mutex::new(decider),
+            decider: Arc::new(Mutex::new(decider)),
             budget: Mutex::new(RetryBudget::new(&snapshot.config.retry, core.clock.now())),
             body_memory: Arc::new(BodyMemory::default()),
             metrics: core.metrics.shard(),
@@ -72,6 +74,11 @@ impl Shard {
             core: Arc::clone(core),
             options,
         }
+    }
+
+    /// Hears load reports while no request does: for the shard's own thread, and without end.
+    pub fn hearing(&self) -> impl Future<Output = ()> + Send + use<> {
+        hear(Arc::clone(&self.core), Arc::clone(&self.decider))
     }
 
     /// Waits for the next request on a connection. `None`: nothing more will come.
@@ -173,6 +180,15 @@ impl Shard {
         respond::reject(session, dialect, reject).await;
         body::linger(session).await;
         false
+    }
+}
+
+/// Takes up what replicas say, whenever the bell of `decider` rings.
+pub(crate) async fn hear(core: Arc<Core>, decider: Arc<Mutex<Decider>>) {
+    let bell = decider.lock().bell();
+    while let Some(bell) = &bell {
+        bell.rung().await;
+        decider.lock().hear(&core.shared, core.clock.now());
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Counters on the request path are resolved once a shard and then cost one atomic add.
 
+use super::load::LoadMetrics;
 use super::record::Ending;
 use crate::parse::Api;
 use crate::pipeline::{Decision, PASSTHROUGH, Reason};
@@ -46,14 +47,18 @@ pub struct Metrics {
     retries_refused: IntCounter,
     ejections: IntCounter,
     refused_heads: IntCounter,
+    /// The load plane's.
+    pub load: LoadMetrics,
     /// Reloads that took effect.
     pub reloads: IntCounter,
     /// Reloads that were refused.
     pub reload_failures: IntCounter,
+    /// Times that a source of replicas began to fail, or a registration was refused, by source.
+    pub discovery_failures: IntCounterVec,
 }
 
 /// Registers `metric` and gives it back. Names are fixed at compile time, so neither step fails twice the same way.
-fn registered<M: prometheus::core::Collector + Clone + 'static>(
+pub(super) fn registered<M: prometheus::core::Collector + Clone + 'static>(
     registry: &Registry,
     metric: prometheus::Result<M>,
 ) -> M {
@@ -114,6 +119,12 @@ impl Metrics {
             refused_heads: counter("emberlane_refused_heads_total", "Requests whose head could not be read."),
             reloads: counter("emberlane_config_reloads_total", "Reloads that took effect."),
             reload_failures: counter("emberlane_config_reload_failures_total", "Reloads that were refused."),
+            load: LoadMetrics::new(&registry),
+            discovery_failures: counters(
+                "emberlane_discovery_failures_total",
+                "Times that a source of replicas began to fail, and registrations refused, by source.",
+                &["source"],
+            ),
             registry,
         }
     }
@@ -128,6 +139,7 @@ impl Metrics {
             reasons: Reason::ALL.map(|reason| self.decisions.with_label_values(&[reason.as_str()])),
             upstream_failures: self.upstream_failures.clone(),
             decide: self.decide.clone(),
+            load_age: self.load.age.clone(),
             ttft: self.ttft.clone(),
             duration: self.duration.clone(),
             inter_token: self.inter_token.clone(),
@@ -168,6 +180,8 @@ pub struct ShardMetrics {
     pub upstream_failures: IntCounterVec,
     /// Time of decisions.
     pub decide: Histogram,
+    /// Age of the load that decisions went by.
+    pub load_age: Histogram,
     ttft: Histogram,
     duration: Histogram,
     /// Time between content events.

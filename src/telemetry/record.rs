@@ -1,5 +1,6 @@
 //! Decision records: a ring of the last ones in each shard, written without allocation, read by people.
 
+use crate::load::columns::Freshness;
 use crate::parse::usage::Usage;
 use crate::pipeline::{Choice, Decision, Snapshot};
 use crate::reject::Reject;
@@ -123,6 +124,10 @@ pub fn decision_json(decision: &Decision, snapshot: &Snapshot) -> Value {
             "prefill_ms": round(choice.prefill_s * 1e3, 3),
             "warm_tokens": round(choice.warm_tokens, 0),
             "in_flight": choice.in_flight,
+            "in_flight_elsewhere": choice.elsewhere,
+            "load_source": choice.load_age().map_or("gateway", |_| choice.load.map_or("gateway", |w| w.source.as_str())),
+            "load_age_ms": choice.load.map(|word| round(word.age.as_secs_f64() * 1e3, 3)),
+            "load_freshness": choice.load.map_or(Freshness::Never, |word| word.freshness()).as_str(),
         })
     };
     json!({

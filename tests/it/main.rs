@@ -3,9 +3,13 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail by panicking")]
 
 mod bad_input;
+mod beacon_format;
+mod beacons;
 mod body;
+mod bypass;
 mod cli;
 mod connections;
+mod discovery;
 mod ejection;
 mod engines;
 mod framing;

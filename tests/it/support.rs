@@ -1,6 +1,7 @@
 //! What the integration tests share: processes that end with their test, a scripted backend, raw HTTP clients.
 
 pub(crate) mod backend;
+pub(crate) mod dns;
 pub(crate) mod engine;
 pub(crate) mod gateway;
 pub(crate) mod h2c;

@@ -42,12 +42,14 @@ fn span(r: &mut fastrand::Rng, low_ms: u64, high_ms: u64) -> Duration {
 
 fn replica(r: &mut fastrand::Rng, n: usize) -> ReplicaConfig {
     let url: url::Url = format!("http://host{n}:{}", r.u16(1..)).parse().unwrap();
-    let id = if r.bool() { resolve::endpoint(&url) } else { AWKWARD_IDS[n].to_owned() };
+    let id = if r.bool() { endpoint(&url) } else { AWKWARD_IDS[n].to_owned() };
     ReplicaConfig {
         models: (0..r.usize(0..3)).map(|_| text(r)).collect(),
         slots: r.bool().then(|| r.u32(1..1000)),
         kv_tokens: r.bool().then(|| r.u64(1..1_000_000_000)),
         prefill_tokens_per_s: r.bool().then(|| 1.0 + r.f64() * 1e6),
+        metrics: r.bool().then(|| format!("http://host{n}:{}/metrics?x={}", r.u16(1..), r.u8(..)).parse().unwrap()),
+        drain: r.bool(),
         ..ReplicaConfig::new(id, url)
     }
 }
@@ -64,12 +66,46 @@ fn policy(r: &mut fastrand::Rng) -> PolicyConfig {
     }
 }
 
+fn beacons(r: &mut fastrand::Rng) -> BeaconConfig {
+    BeaconConfig {
+        listen: (0..r.u16(1..4)).map(|n| SocketAddr::from(([239, 0, 0, 1], 7000 + n))).collect(),
+        interface: r.bool().then(|| ["eth0", "true", "1e3", "a:b"][r.usize(0..4)].to_owned()),
+        keys: Some(format!("/run/{}", text(r)).into()),
+        clock_skew: span(r, 1, 60_000),
+        threads: r.u16(1..=64),
+        bypass: Bypass::ALL[r.usize(0..4)],
+        busy_poll: r.bool(),
+    }
+}
+
+fn discovery(r: &mut fastrand::Rng, beacons: &BeaconConfig) -> DiscoveryConfig {
+    let dns = |r: &mut fastrand::Rng, n: usize| DnsConfig {
+        name: ["e", "_http._tcp.x.internal.", "null", "1e3"][n].to_owned(),
+        port: r.bool().then(|| r.u16(1..)),
+        models: (0..r.usize(0..3)).map(|_| text(r)).collect(),
+    };
+    DiscoveryConfig {
+        file: r.bool().then(|| format!("/etc/{}", text(r)).into()),
+        dns: (0..r.usize(0..5)).map(|n| dns(r, n)).collect(),
+        nameservers: (0..r.u8(0..3)).map(|n| SocketAddr::from(([127, 0, 0, n], 53))).collect(),
+        beacons: beacons.keys.is_some() && !beacons.listen.is_empty() && r.bool(),
+        expire: span(r, 1000, 60_000),
+    }
+}
+
+fn health(r: &mut fastrand::Rng) -> HealthConfig {
+    let interval = span(r, 10, 1000);
+    let path = ["/health", "/", "/a?b=c,d:{}"][r.usize(0..3)].to_owned();
+    HealthConfig { path, interval, timeout: span(r, 1, 10).min(interval), failures: r.u32(1..=1000) }
+}
+
 /// Any valid configuration, from a seed.
 fn arbitrary(seed: u64) -> Config {
     let r = &mut fastrand::Rng::with_seed(seed);
     let replicas: Vec<ReplicaConfig> = (0..r.usize(0..5)).map(|n| replica(r, n)).collect();
     let served: Option<String> = replicas.iter().find_map(|replica| replica.models.first().cloned());
     let base = span(r, 1, 1000);
+    let beacons = if r.bool() { beacons(r) } else { BeaconConfig::default() };
     Config {
         listen: (0..r.u16(1..4)).map(|n| SocketAddr::from(([10, 0, 0, 1], 1000 + n))).collect(),
         admin: r.bool().then(|| "[::1]:9090".parse().unwrap()),
@@ -110,7 +146,11 @@ fn arbitrary(seed: u64) -> Config {
             access_sample: r.f64(),
         },
         passthrough: r.bool(),
-        ..Config::default()
+        discovery: discovery(r, &beacons),
+        beacons,
+        scrape: r.bool().then(|| ScrapeConfig { interval: span(r, 10, 1000), path: "/metrics".to_owned() }),
+        health: r.bool().then(|| health(r)),
+        warm_up: r.bool().then(|| WarmUpConfig { share: (r.f64() + 0.001).min(1.0), time: span(r, 1, 1000) }),
     }
 }
 

@@ -66,6 +66,11 @@ const FILES: &[(&str, &str)] = &[
     ("replicas:\n- {id: 'a b', url: http://h:1}", "2:8 replicas[0].id: expected 1 to 128 visible ASCII"),
     ("replicas:\n- {id: a}", "2:3 replicas[0].url: missing; "),
     (
+        "replicas:\n- {url: http://h:1, metrics: /m}",
+        "replicas[0].metrics: expected a URL such as http://10.0.0.1:8001/m",
+    ),
+    ("replicas:\n- {url: http://h:1, drain: soon}", "replicas[0].drain: expected true or false, found \"soon\""),
+    (
         "replicas:\n- {url: http://h:1, slots: -1}",
         "2:28 replicas[0].slots: expected a whole number, found \"-1\": must not be negative",
     ),
@@ -113,6 +118,31 @@ const FIELDS: &[(&str, &str)] = &[
     ("log: {level: inof}", "found \"inof\"; did you mean `info`?"),
     ("log: {level: 'emberlane=loud'}", "2:14 log.level: expected a level"),
     ("log: {format: xml}", "2:15 log.format: expected one of text, json, found \"xml\""),
+    ("beacons: {listen: 7400}", "2:19 beacons.listen: expected an IP address and a port"),
+    ("beacons: {listen: ['10.0.0.1:1', '10.0.0.1:1']}", "beacons.listen[1]: 10.0.0.1:1 is given twice"),
+    ("beacons: {listen: '[ff02::1]:1'}", "an IPv6 multicast group is joined on one interface: name it in `interface`"),
+    ("beacons: {interface: 'eth 0'}", "beacons.interface: expected the name of a network interface"),
+    (
+        "beacons: {bypass: nativ}",
+        "beacons.bypass: expected one of auto, native, skb, off, found \"nativ\"; did you mean",
+    ),
+    ("beacons: {threads: 0}", "beacons.threads: \"0\" is out of range: from 1 to 64"),
+    ("scrape: {path: metrics}", "2:16 scrape.path: expected a path such as /metrics"),
+    ("scrape: {interval: 1ms}", "scrape.interval: \"1ms\" is out of range: from 10ms to 1h"),
+    ("scrape: maybe", "2:9 scrape: expected `off`, `true`, or fields such as `interval`, found \"maybe\""),
+    ("discovery: {beacons: true}", "2:22 discovery.beacons: replicas that register themselves need `beacons.listen`,"),
+    (
+        "beacons: {listen: '127.0.0.1:1'}\ndiscovery: {beacons: true}",
+        "3:22 discovery.beacons: replicas that register themselves need `beacons.keys`, since only holders of a key",
+    ),
+    ("discovery: {dns: ['10.0.0.1:80']}", "discovery.dns[0]: \"10.0.0.1\" is an address, not a name; list it in"),
+    ("discovery: {dns: [a..b]}", "discovery.dns[0]: expected a name such as engines.internal, found \"a..b\""),
+    ("discovery: {dns: ['a:1', {name: a, port: 1}]}", "discovery.dns[1]: a:1 is already that of `discovery.dns[0]`"),
+    ("discovery: {dns: [{port: 1}]}", "2:19 discovery.dns[0].name: missing; what to look up"),
+    ("discovery: {expire: 1ms}", "discovery.expire: \"1ms\" is out of range: from 1s to 24h"),
+    ("health: {interval: 1s, timeout: 2s}", "2:33 health.timeout: 2s is longer than the time between two checks"),
+    ("health: {path: ''}", "health.path: expected a path such as /metrics"),
+    ("warm_up: {share: 0}", "2:18 warm_up.share: a newcomer with no share would stay cold"),
     ("passthrough: maybe", "2:14 passthrough: expected true or false, found \"maybe\""),
 ];
 

@@ -1,9 +1,12 @@
 //! Writing a beacon.
 
 use super::fact::{FactKind, is_text};
-use super::field::{self, HEAD_BYTES, HeadBytes, bit, put};
-use super::{DATAGRAM_MAX, KV_USAGE_PPM_MAX, Load, Message, PERIOD_US};
+use super::field::{self, HEAD_BYTES, HeadBytes, TLV_HEAD_BYTES, bit, put};
+use super::{DATAGRAM_MAX, DATAGRAM_MIN, Facts, KV_USAGE_PPM_MAX, Load, Message, PERIOD_US};
 use crate::wire::key::{Key, MAC_BYTES};
+
+/// Most bytes of facts in a beacon.
+const FACTS_BYTES_MAX: usize = DATAGRAM_MAX - DATAGRAM_MIN;
 
 /// A beacon does not fit into a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,11 +23,11 @@ impl Message {
     /// beacons cannot carry is left out (see [`super::Facts`]).
     ///
     /// # Errors
-    /// The facts are too long for one beacon; `out` is empty then. Send them in parts, each list whole.
+    /// The facts are too long for one beacon; `out` is empty then. Send them in [`Facts::parts`].
     pub fn encode(&self, key: Option<&Key>, out: &mut Vec<u8>) -> Result<(), Oversize> {
         out.clear();
         out.resize(HEAD_BYTES, 0);
-        self.put_facts(out);
+        put_facts(&self.facts, out);
         let bytes = out.len() + MAC_BYTES;
         let Some(length) = u16::try_from(bytes).ok().filter(|_| bytes <= DATAGRAM_MAX) else {
             out.clear();
@@ -54,27 +57,88 @@ impl Message {
         put(head, field::CACHE_RESETS, load.cache_resets.to_le_bytes());
         put_known(head, load);
     }
+}
 
-    fn put_facts(&self, out: &mut Vec<u8>) {
-        let facts = &self.facts;
-        facts.url.iter().for_each(|url| put_text(out, FactKind::Url, url));
-        facts.engine.iter().for_each(|engine| put_text(out, FactKind::Engine, engine));
-        if let Some(slots) = facts.slots.filter(|slots| *slots > 0) {
-            put_tlv(out, FactKind::Slots, &slots.to_le_bytes());
-        }
-        put_list(out, FactKind::Model, &facts.models);
-        put_list(out, FactKind::AdapterLoaded, &facts.adapters_loaded);
-        put_list(out, FactKind::AdapterWaiting, &facts.adapters_waiting);
-        if let [(key, value)] = &*facts.labels
-            && key.is_empty()
-            && value.is_empty()
-        {
-            put_tlv(out, FactKind::Label, &[]);
-        }
-        for (key, value) in &facts.labels {
-            if !key.is_empty() && !key.contains('=') {
-                put_text(out, FactKind::Label, &format!("{key}={value}"));
+impl Facts {
+    /// These facts in parts that each fit into a beacon: one if they do as they are, none if there is nothing to say.
+    /// Lists stay whole; one that is too long even for a beacon of its own ends before the first item that does not fit.
+    /// A URL or a name of an engine that does not fit is left out.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Self> {
+        let mut parts: Vec<(usize, Self)> = Vec::new();
+        for facts in self.by_kind() {
+            let mut bytes = Vec::new();
+            put_facts(&facts, &mut bytes);
+            if bytes.is_empty() || bytes.len() > FACTS_BYTES_MAX {
+                continue;
             }
+            match parts.iter_mut().find(|(used, _)| used + bytes.len() <= FACTS_BYTES_MAX) {
+                Some((used, part)) => {
+                    *used += bytes.len();
+                    part.take(facts);
+                }
+                None => parts.push((bytes.len(), facts)),
+            }
+        }
+        parts.into_iter().map(|(_, part)| part).collect()
+    }
+
+    /// The facts of each kind by themselves, lists no longer than fit into a beacon.
+    fn by_kind(&self) -> [Self; 7] {
+        let cut = |list: &[String]| {
+            let mut room = FACTS_BYTES_MAX;
+            list[..list.iter().take_while(|text| takes(&mut room, text.len())).count()].to_vec()
+        };
+        let mut room = FACTS_BYTES_MAX;
+        let labels = self.labels.iter().take_while(|(key, value)| takes(&mut room, key.len() + 1 + value.len()));
+        [
+            Self { url: self.url.clone(), ..Self::default() },
+            Self { engine: self.engine.clone(), ..Self::default() },
+            Self { slots: self.slots, ..Self::default() },
+            Self { models: cut(&self.models), ..Self::default() },
+            Self { adapters_loaded: cut(&self.adapters_loaded), ..Self::default() },
+            Self { adapters_waiting: cut(&self.adapters_waiting), ..Self::default() },
+            Self { labels: labels.cloned().collect(), ..Self::default() },
+        ]
+    }
+
+    /// Takes over what `other`, of other kinds, says.
+    fn take(&mut self, other: Self) {
+        self.url = self.url.take().or(other.url);
+        self.engine = self.engine.take().or(other.engine);
+        self.slots = self.slots.or(other.slots);
+        self.models.extend(other.models);
+        self.adapters_loaded.extend(other.adapters_loaded);
+        self.adapters_waiting.extend(other.adapters_waiting);
+        self.labels.extend(other.labels);
+    }
+}
+
+/// Whether a TLV with a value of `bytes` fits into the `room` that is left; then it is taken.
+fn takes(room: &mut usize, bytes: usize) -> bool {
+    let left = room.checked_sub(TLV_HEAD_BYTES + bytes);
+    *room = left.unwrap_or(*room);
+    left.is_some()
+}
+
+fn put_facts(facts: &Facts, out: &mut Vec<u8>) {
+    facts.url.iter().for_each(|url| put_text(out, FactKind::Url, url));
+    facts.engine.iter().for_each(|engine| put_text(out, FactKind::Engine, engine));
+    if let Some(slots) = facts.slots.filter(|slots| *slots > 0) {
+        put_tlv(out, FactKind::Slots, &slots.to_le_bytes());
+    }
+    put_list(out, FactKind::Model, &facts.models);
+    put_list(out, FactKind::AdapterLoaded, &facts.adapters_loaded);
+    put_list(out, FactKind::AdapterWaiting, &facts.adapters_waiting);
+    if let [(key, value)] = &*facts.labels
+        && key.is_empty()
+        && value.is_empty()
+    {
+        put_tlv(out, FactKind::Label, &[]);
+    }
+    for (key, value) in &facts.labels {
+        if !key.is_empty() && !key.contains('=') {
+            put_text(out, FactKind::Label, &format!("{key}={value}"));
         }
     }
 }

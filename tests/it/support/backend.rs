@@ -149,7 +149,15 @@ impl std::fmt::Debug for Backend {
 impl Backend {
     /// Starts one that answers each POST with `handler`.
     pub(crate) fn start(handler: impl Fn(&mut Exchange<'_>) -> io::Result<()> + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(super::free_address()).unwrap();
+        Self::start_at(super::free_address(), handler)
+    }
+
+    /// Starts one at `address`.
+    pub(crate) fn start_at(
+        address: SocketAddr,
+        handler: impl Fn(&mut Exchange<'_>) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             handler: Box::new(handler),
