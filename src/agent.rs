@@ -21,6 +21,7 @@ mod restart;
 mod scrape;
 mod send;
 mod status;
+mod watcher;
 
 use std::io;
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ use self::restart::{Incarnation, Sight, started_from_uptime};
 use self::scrape::{Asker, EngineCell, Look, LookFault, Pace, Scraper, Served, uptime_us};
 use self::send::{MulticastRoute, Sent, Targets};
 use self::status::{Complaint, Minute};
+pub(crate) use self::watcher::{Seen, Unseen, Watcher};
 use crate::clock::Clock;
 use crate::engine::{Engine, Reading};
 use crate::wire::beacon::{Facts, Load, SenderId};

@@ -42,6 +42,11 @@ pub(super) enum HttpFault {
 }
 
 impl HttpFault {
+    /// Whether nobody listens there.
+    pub(super) const fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused)
+    }
+
     /// Whether the server is there and says that it has no such page: then the address is wrong, and not the engine.
     pub(super) const fn is_wrong_address(&self) -> bool {
         match self {

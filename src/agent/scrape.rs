@@ -11,7 +11,7 @@ use super::Event;
 use super::config::AgentConfig;
 use super::http::{Client, HttpFault};
 use crate::clock::{Clock, Now};
-use crate::engine::{Engine, PageFault, Reader, Reading};
+use crate::engine::{CustomNames, Engine, PageFault, Reader, Reading};
 
 /// Longest wait for a page. Long, because an engine whose front end is busy is not gone.
 const PAGE_LIMIT: Duration = Duration::from_secs(3);
@@ -66,18 +66,25 @@ pub(super) struct Scraper {
 
 impl Scraper {
     pub(super) fn new(config: &AgentConfig, clock: Clock) -> Self {
-        Self {
-            client: Client::new(&config.metrics),
-            path: target(&config.metrics),
-            reader: Reader::new(config.engine, config.custom.clone()),
-            clock,
-        }
+        let reader = Reader::new(config.engine, config.custom.clone());
+        Self { client: Client::new(&config.metrics), path: target(&config.metrics), reader, clock }
+    }
+
+    /// A reader of the page at `url`, whichever engine's it is.
+    pub(super) fn at(url: &Url, clock: Clock) -> Self {
+        let reader = Reader::new(Engine::Auto, CustomNames::default());
+        Self { client: Client::new(url), path: target(url), reader, clock }
     }
 
     /// Looks once.
     pub(super) async fn look(&mut self) -> Result<Look, LookFault> {
+        self.look_within(PAGE_LIMIT).await
+    }
+
+    /// Looks once, for no longer than `limit`.
+    pub(super) async fn look_within(&mut self, limit: Duration) -> Result<Look, LookFault> {
         let began = self.clock.now();
-        let answer = self.client.get(&self.path, PAGE_LIMIT).await?;
+        let answer = self.client.get(&self.path, limit).await?;
         let start_mark = answer.start_mark;
         let reading = self.reader.read(answer.body)?.clone();
         Ok(Look { reading, start_mark, took: self.clock.now().since(began) })
