@@ -10,7 +10,7 @@ use crate::load::report::LoadSource;
 use crate::load::ring::Publisher;
 use crate::proxy::Core;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
@@ -78,7 +78,7 @@ struct Target {
 
 impl Scrape {
     async fn run(self: Arc<Self>, mut stopped: oneshot::Receiver<()>) {
-        let mut tasks: HashMap<u16, (Target, AbortHandle)> = HashMap::new();
+        let mut tasks: BTreeMap<u16, (Target, AbortHandle)> = BTreeMap::new();
         let mut ticks = tokio::time::interval(FOLLOW);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -94,14 +94,14 @@ impl Scrape {
     }
 
     /// Starts and ends tasks as the fleet and the configuration say.
-    fn follow(self: &Arc<Self>, tasks: &mut HashMap<u16, (Target, AbortHandle)>) {
+    fn follow(self: &Arc<Self>, tasks: &mut BTreeMap<u16, (Target, AbortHandle)>) {
         let snapshot = self.core.snapshot.load();
-        let wanted: HashMap<u16, (Target, &Arc<Replica>)> = match &snapshot.config.scrape {
+        let wanted: BTreeMap<u16, (Target, &Arc<Replica>)> = match &snapshot.config.scrape {
             Some(config) => {
                 let replicas = snapshot.fleet.replicas.iter();
                 replicas.filter_map(|one| Some((one.slot.0, (target(one, config)?, one)))).collect()
             }
-            None => HashMap::new(),
+            None => BTreeMap::new(),
         };
         tasks.retain(|slot, (target, task)| {
             let stays = wanted.get(slot).is_some_and(|(wanted, _)| wanted == target);

@@ -89,8 +89,11 @@ fn registration(url: &str, sender: &str) -> News {
     News::Registration(Registration { url, said: said("m"), labels: Vec::new(), heard: Now(1), sender })
 }
 
-/// What `/replicas` would show: ids, models, and who named them.
-fn shown(control: &Control) -> Vec<(String, Option<Vec<String>>, &'static str)> {
+/// Id, models, and who named it.
+type Shown = (String, Option<Vec<String>>, &'static str);
+
+/// What `/replicas` would show.
+fn shown(control: &Control) -> Vec<Shown> {
     let (snapshot, discovery) = (control.core.snapshot.load(), control.core.discovery.load());
     let row = |replica: &Arc<Replica>| {
         let id = &replica.config.id;
@@ -105,7 +108,7 @@ fn a_replica_registers_and_says_what_it_is() {
     assert!(control.hear(registration("http://10.0.0.1:80", "agent-7"), &mut inbox.news) && control.refresh());
     let [a, new] = ["a", "10.0.0.1:80"].map(str::to_owned);
     let m = Some(vec!["m".to_owned()]);
-    assert_eq!(shown(&control), [(a.clone(), None, "static"), (new.clone(), m.clone(), "beacon")]);
+    assert_eq!(shown(&control), [(a, None, "static"), (new, m, "beacon")]);
     assert!(!control.hear(registration("http://10.0.0.1:80", "agent-7"), &mut inbox.news), "no news");
     assert!(!control.hear(registration("http://127.0.0.1:1/v1", "x"), &mut inbox.news), "refused");
     assert_eq!(control.core.metrics.discovery_failures.with_label_values(&["beacon"]).get(), 1);
