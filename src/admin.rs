@@ -1,14 +1,15 @@
 //! The admin listener: health, metrics, the configuration in force, replicas, decisions, and what a request would cost.
 
 mod gauges;
+mod replicas;
 
 use crate::clock::Now;
-use crate::discovery::{DiscoveryStatus, Source};
-use crate::fleet::Replica;
-use crate::load::columns::{Freshness, Heard, ReportColumns};
+use crate::discovery::DiscoveryStatus;
+use crate::load::columns::ReportColumns;
+use crate::load::plane::ReceiverStatus;
 use crate::load::ring::Inbox;
 use crate::parse::Api;
-use crate::pipeline::{Decider, Hints, Snapshot};
+use crate::pipeline::{Decider, Hints};
 use crate::proxy::{Core, Dialect};
 use crate::reject::Reject;
 use crate::telemetry::record::{decision_json, ending_json, record_json};
@@ -99,51 +100,22 @@ impl Admin {
             "reload_failures": self.core.metrics.reload_failures.get(),
             "last_reload_error": error.as_ref(),
             "discovery": discovery_json(&self.core.discovery.load()),
+            "beacon_receivers": self.receivers(),
         });
         json_answer(200, &body)
     }
 
-    fn replicas(&self) -> Value {
-        let (snapshot, now) = (self.core.snapshot.load(), self.core.clock.now());
-        self.with_reports(now, |reports| {
-            let replicas = snapshot.fleet.replicas.iter();
-            Value::Array(replicas.map(|one| self.replica(one, &snapshot, reports.heard(one.slot, now), now)).collect())
-        })
+    fn receivers(&self) -> Value {
+        let receivers = self.core.plane.receivers.lock();
+        let row = |receiver: &ReceiverStatus| {
+            json!({ "address": receiver.address.to_string(), "mode": receiver.mode, "fallback": receiver.fallback })
+        };
+        Value::Array(receivers.iter().map(row).collect())
     }
 
-    fn replica(&self, replica: &Replica, snapshot: &Snapshot, heard: Option<Heard>, now: Now) -> Value {
-        let (core, slot) = (&self.core, replica.slot);
-        let rates = core.shared.rates.rates(slot);
-        let limits = snapshot.limits(slot);
-        let resident = core.shared.index.resident_blocks(slot);
-        let in_flight = core.shared.load.in_flight(slot);
-        let believed = heard.filter(|heard| heard.word.freshness() != Freshness::Stale);
-        let running = replica.slots.map_or(in_flight, |slots| in_flight.min(slots));
-        let waiting = in_flight.saturating_sub(running);
-        let usage = (resident as f64 / f64::from(limits.kv_blocks)).min(1.0);
-        json!({
-            "id": replica.config.id,
-            "url": replica.config.url.as_str(),
-            "source": core.discovery.load().source_of.get(&replica.config.id).unwrap_or(&Source::Static).as_str(),
-            "address": replica.address().map(|address| address.to_string()),
-            "models": replica.models,
-            "engine": replica.engine.as_str(),
-            "slots": replica.slots,
-            "state": core.shared.health.state(slot, now).as_str(),
-            "in_flight": in_flight,
-            "running": believed.map_or(running, |heard| heard.running),
-            "waiting": believed.map_or(waiting, |heard| heard.waiting),
-            "kv_usage": believed.and_then(|heard| heard.kv_usage).map_or(usage, f64::from),
-            "load_source": believed.map_or("gateway", |heard| heard.word.source.as_str()),
-            "load_age_ms": heard.map(|heard| heard.word.age.as_secs_f64() * 1e3),
-            "load_freshness": heard.map_or(Freshness::Never, |heard| heard.word.freshness()).as_str(),
-            "load_why": load_in_words(heard),
-            "prefill_tokens_waiting": core.shared.load.prefill_tokens(slot),
-            "resident_blocks": resident,
-            "prefill_tokens_per_s": 1.0 / f64::from(rates.prefill_s_per_token),
-            "decode_ms_per_token": f64::from(rates.decode_s_per_token) * 1e3,
-            "samples": core.shared.rates.samples(slot),
-        })
+    fn replicas(&self) -> Value {
+        let now = self.core.clock.now();
+        self.with_reports(now, |reports| replicas::all(&self.core, reports, now))
     }
 
     fn decisions(&self, most: usize) -> Value {
@@ -184,20 +156,6 @@ impl Admin {
             }
             Err(reject) => refuse(&path, reject),
         }
-    }
-}
-
-/// By what load a replica is priced, and why.
-fn load_in_words(heard: Option<Heard>) -> String {
-    let Some(Heard { word, period, .. }) = heard else {
-        return "its load was never heard of: priced by what the gateway has in flight there".to_owned();
-    };
-    let (source, age) = (word.source.as_str(), word.age.as_secs_f64());
-    let due = format!("the last {source} came {age:.3} s ago, one is due every {:.3} s", period.as_secs_f64());
-    match word.freshness() {
-        Freshness::Fresh => format!("{due}: priced by it and by what was sent since"),
-        Freshness::Fading => format!("{due}: late, so believed by {:.0} %", word.weight * 100.0),
-        Freshness::Stale | Freshness::Never => format!("{due}: priced by what the gateway has in flight there"),
     }
 }
 

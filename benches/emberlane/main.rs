@@ -11,6 +11,7 @@ mod load;
 mod measure;
 mod naive;
 mod parse;
+mod plane;
 mod prefix_hash;
 mod prefix_index;
 mod receive;
@@ -28,13 +29,14 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 type Measure = fn(&Options) -> Vec<Row>;
 
 /// Every group of rows: a name for `--only`, and what measures it.
-const GROUPS: [(&str, Measure); 7] = [
+const GROUPS: [(&str, Measure); 8] = [
     ("hash", prefix_hash::rows),
     ("index", prefix_index::rows),
     ("parse", parse::rows),
     ("decision", decision::rows),
     ("receive", receive::rows),
     ("load", load::rows),
+    ("plane", plane::rows),
     ("allocations", allocations),
 ];
 

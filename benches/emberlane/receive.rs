@@ -15,7 +15,7 @@
 #![expect(clippy::print_stderr, reason = "says why it does not run")]
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::UdpSocket,
     os::fd::AsRawFd,
     process::Command,
     sync::{

@@ -11,9 +11,11 @@ mod dns;
 mod file;
 mod find;
 mod sources;
+mod watch;
 
 use self::find::senders;
 use self::sources::{Change, Sources};
+use self::watch::Watch;
 use crate::config::{self, Config};
 use crate::discovery::{DiscoveryStatus, Merged, News, Sayings};
 use crate::fleet::{Discovered, Fleet, Membership, Registry, Replica};
@@ -56,6 +58,7 @@ pub(super) struct Control {
     sayings: Mutex<Sayings>,
     sources: Mutex<Sources>,
     news: mpsc::Sender<News>,
+    watch: Mutex<Watch>,
     reload: Option<Reload>,
 }
 
@@ -86,6 +89,7 @@ impl Control {
             sayings: Mutex::default(),
             sources: Mutex::new(sources),
             news: sender,
+            watch: Mutex::default(),
             reload,
             core,
         };
@@ -123,7 +127,10 @@ impl Control {
                 }
                 Some(change) = inbox.changes.recv() => self.take(change) && self.refresh(),
                 Some(news) = inbox.news.recv() => self.hear(news, &mut inbox.news) && self.refresh(),
-                _ = tidy.tick() => self.tidy() && self.refresh(),
+                _ = tidy.tick() => {
+                    self.watch();
+                    self.tidy() && self.refresh()
+                }
                 () = round.over(), if round.is_on() => {
                     self.take_up();
                     self.core.asked.store(true, Relaxed);
@@ -184,7 +191,9 @@ impl Control {
     fn apply(&self, config: Config) -> Result<(), String> {
         let before = self.core.snapshot.load_full();
         let changes = config::diff(&before.config, &config);
+        let keys = super::ingest::read_keys(&config.beacons).map_err(|error| error.to_string())?;
         self.rebuild(config)?;
+        self.core.plane.keys.store(Arc::new(keys));
         if changes.is_empty() {
             tracing::info!("configuration reloaded: nothing changed");
         }

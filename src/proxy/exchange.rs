@@ -118,6 +118,9 @@ impl Exchange<'_> {
         };
         drop(decider);
         self.shard.metrics.decide.observe(core.clock.now().seconds_since(before));
+        if let Some(age) = placed.as_ref().ok().and_then(|placement| placement.decision.chosen.load_age()) {
+            self.shard.metrics.load_age.observe(age.as_secs_f64());
+        }
         placed
     }
 

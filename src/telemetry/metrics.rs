@@ -139,6 +139,7 @@ impl Metrics {
             reasons: Reason::ALL.map(|reason| self.decisions.with_label_values(&[reason.as_str()])),
             upstream_failures: self.upstream_failures.clone(),
             decide: self.decide.clone(),
+            load_age: self.load.age.clone(),
             ttft: self.ttft.clone(),
             duration: self.duration.clone(),
             inter_token: self.inter_token.clone(),
@@ -179,6 +180,8 @@ pub struct ShardMetrics {
     pub upstream_failures: IntCounterVec,
     /// Time of decisions.
     pub decide: Histogram,
+    /// Age of the load that decisions went by.
+    pub load_age: Histogram,
     ttft: Histogram,
     duration: Histogram,
     /// Time between content events.

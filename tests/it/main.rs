@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod beacon_format;
+mod beacons;
 mod body;
 mod bypass;
 mod cli;

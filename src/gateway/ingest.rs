@@ -1,0 +1,210 @@
+//! Ingest: threads that receive beacons, let the gate judge them, and pass on what they say: to health and the index at
+//! once, to every shard through its ring, and what changes rarely to the control thread.
+//!
+//! ```text
+//! receiver → gate → (restart: forget the prefixes) → health, last heard → rings → shards
+//!                 → facts, strangers → control thread
+//! ```
+//!
+//! A flood of bad datagrams costs a bounded share of one core: after [`REFUSED_MAX`] of them in one [`WINDOW`] the thread
+//! sleeps until the window is over, and the socket's buffer overflows instead. Good beacons do not count.
+
+mod threads;
+
+pub use threads::IngestError;
+pub(super) use threads::{IngestThreads, Opening, read_keys, threads};
+
+use crate::clock::Now;
+use crate::discovery::{News, Registration};
+use crate::fleet::{Discovered, Engine};
+use crate::id::ReplicaSlot;
+use crate::load::gate::{Heard, Refusal, Rules, Who};
+use crate::load::heard::LastWord;
+use crate::load::report::{LoadReport, LoadSource};
+use crate::load::ring::Publisher;
+use crate::proxy::Core;
+use crate::wire::beacon::{Facts, Load};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Bad datagrams are counted in windows of this length.
+const WINDOW: Duration = Duration::from_millis(10);
+/// Bad datagrams that a window has time for: 40,000 a second, some hundredths of a core.
+const REFUSED_MAX: u32 = 400;
+/// For each reason, a refusal is logged once in this time.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+/// What one ingest thread works with.
+pub(super) struct Ingest {
+    core: Arc<Core>,
+    publisher: Publisher,
+    news: mpsc::Sender<News>,
+    logged: [Option<Now>; Refusal::ALL.len()],
+    window: Window,
+}
+
+impl std::fmt::Debug for Ingest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ingest").field("window", &self.window).finish_non_exhaustive()
+    }
+}
+
+impl Ingest {
+    /// An ingest that publishes through `publisher` and tells the control thread `news`.
+    pub(super) fn new(core: Arc<Core>, publisher: Publisher, news: mpsc::Sender<News>) -> Self {
+        Self { core, publisher, news, logged: [None; Refusal::ALL.len()], window: Window::default() }
+    }
+
+    /// One datagram, received at `now` from `from`, when the clock said `unix_ns`.
+    fn hear(&mut self, from: IpAddr, datagram: &[u8], unix_ns: u64, now: Now) {
+        let core = Arc::clone(&self.core);
+        let (keys, snapshot) = (core.plane.keys.load(), core.snapshot.load());
+        let rules = Rules {
+            keys: &keys,
+            clock_skew: snapshot.config.beacons.clock_skew,
+            registration: snapshot.config.discovery.beacons,
+        };
+        match core.plane.gate.admit(datagram, from, &rules, unix_ns, now) {
+            Ok(heard) => self.take(&heard, now),
+            Err(refusal) => self.refuse(refusal, from, now),
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal, from: IpAddr, now: Now) {
+        self.core.metrics.load.refused[refusal.index()].inc();
+        self.window.refuse(now);
+        let logged = &mut self.logged[refusal.index()];
+        if logged.is_none_or(|at| now.since(at) >= LOG_EVERY) {
+            *logged = Some(now);
+            tracing::warn!(%from, reason = refusal.as_str(), "a beacon is refused: {refusal} (others are only counted)");
+        }
+    }
+
+    fn take(&mut self, heard: &Heard<'_>, now: Now) {
+        self.core.metrics.load.beacons.inc();
+        let head = heard.beacon.head();
+        if heard.are_facts_new || (heard.is_first && heard.beacon.url().is_some()) {
+            self.tell(heard, now);
+        }
+        let slot = match heard.who {
+            Who::Replica(slot) => slot,
+            // It is heard once it has a slot.
+            Who::Stranger(_) => return,
+        };
+        if heard.is_restart || heard.is_cache_reset {
+            emptied(&self.core, slot, heard.is_restart, now);
+        }
+        let load = heard.beacon.load();
+        let period = Duration::from_micros(u64::from(head.period_us));
+        self.core.shared.health.beacon(slot, load.ready, load.draining, period, now);
+        self.core.plane.heard.note(slot, LastWord { at: now, period, source: LoadSource::Beacon });
+        self.publisher.publish(report(&self.core, slot, LoadSource::Beacon, period, &load, now));
+    }
+
+    /// Tells the control thread what is new. Facts are repeated: what finds no room is made up for.
+    fn tell(&self, heard: &Heard<'_>, now: Now) {
+        let (facts, load, sender) = (heard.beacon.facts(), heard.beacon.load(), heard.beacon.head().sender);
+        let said = discovered(&facts, &load);
+        let news = match (heard.who, facts.url) {
+            (Who::Replica(slot), _) => News::Facts { slot, sender, said },
+            (Who::Stranger(sender), Some(url)) => {
+                News::Registration(Registration { url, said, labels: facts.labels, heard: now, sender })
+            }
+            (Who::Stranger(_), None) => return,
+        };
+        if self.news.try_send(news).is_err() {
+            self.core.metrics.load.lost_news.inc();
+        }
+    }
+}
+
+/// What a beacon says of its replica, as if it had been asked.
+fn discovered(facts: &Facts, load: &Load) -> Discovered {
+    let engine = match facts.engine.as_deref() {
+        Some("llamacpp") => Engine::LlamaCpp,
+        Some(_) | None => Engine::Shared,
+    };
+    let kv_tokens = load.kv_blocks.zip(load.kv_block_tokens).map(|(blocks, tokens)| u64::from(blocks) * u64::from(tokens));
+    Discovered { models: facts.models.clone(), engine, slots: facts.slots, kv_tokens: kv_tokens.filter(|n| *n > 0) }
+}
+
+/// The cache of the engine at `slot` is empty: what it held is forgotten before the next decision.
+pub(super) fn emptied(core: &Core, slot: ReplicaSlot, is_restart: bool, now: Now) {
+    core.shared.index.forget(slot);
+    core.metrics.load.restarts.inc();
+    let snapshot = core.snapshot.load();
+    if is_restart {
+        core.shared.health.restarted(slot, now);
+    }
+    let replica = snapshot.fleet.replica(slot).map_or("", |replica| &replica.config.id);
+    let what = if is_restart { "the engine restarted" } else { "the engine emptied its cache" };
+    tracing::info!(replica, "{what}: its prefixes are forgotten");
+}
+
+/// What shards are told of `slot`.
+pub(super) fn report(
+    core: &Core,
+    slot: ReplicaSlot,
+    source: LoadSource,
+    period: Duration,
+    load: &Load,
+    now: Now,
+) -> LoadReport {
+    let own = core.shared.load.read(slot);
+    LoadReport {
+        slot,
+        source,
+        received: now,
+        period_us: u32::try_from(period.as_micros()).unwrap_or(u32::MAX),
+        running: load.running,
+        waiting: load.waiting,
+        own_in_flight: own.requests,
+        prefill_tokens: load.prefill_tokens,
+        own_prefill_tokens: u32::try_from(own.prefill_tokens).unwrap_or(u32::MAX),
+        kv_usage: load.kv_usage,
+    }
+}
+
+/// Bad datagrams of the present window.
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    since: Now,
+    refused: u32,
+}
+
+impl Window {
+    /// Counts one that was refused at `now`.
+    fn refuse(&mut self, now: Now) {
+        if now.since(self.since) >= WINDOW {
+            *self = Self { since: now, refused: 0 };
+        }
+        self.refused = self.refused.saturating_add(1);
+    }
+
+    /// How long to sleep, once a window has had its fill.
+    fn pause(&self, now: Now) -> Option<Duration> {
+        let left = WINDOW.saturating_sub(now.since(self.since));
+        (self.refused >= REFUSED_MAX && !left.is_zero()).then_some(left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_that_has_had_its_fill_ends_in_sleep() {
+        let mut window = Window::default();
+        let at = |micros: u64| Now(1_000_000_000 + micros * 1000);
+        for _ in 1..REFUSED_MAX {
+            window.refuse(at(0));
+        }
+        assert_eq!(window.pause(at(1)), None);
+        window.refuse(at(4_000));
+        assert_eq!(window.pause(at(4_000)), Some(Duration::from_millis(6)));
+        assert_eq!(window.pause(at(10_000)), None, "the window is over");
+        window.refuse(at(10_000));
+        assert_eq!(window.pause(at(10_001)), None, "and another has begun");
+    }
+}
