@@ -202,12 +202,6 @@ impl HealthColumns {
         }
     }
 
-    /// Whether every one of `slots` takes requests as any other does.
-    #[must_use]
-    pub fn all_healthy(&self, slots: &[ReplicaSlot]) -> bool {
-        self.out.load(Acquire) == 0 || slots.iter().fold(0, |any, slot| any | self.word(*slot)) & OUT == 0
-    }
-
     /// Whether every replica takes requests as any other does: none is out, on probation, draining or warming up. It may
     /// go on to say no for a moment when that is over.
     #[inline]
@@ -277,7 +271,11 @@ impl HealthColumns {
                 if let Some(cell) = self.cells.get(slot.index()) {
                     cell.check_fault.store(fault.code(), Relaxed);
                 }
-                if fault == CheckFault::TimedOut { Event::CheckTimedOut { limit } } else { Event::CheckFailed { limit } }
+                if fault == CheckFault::TimedOut {
+                    Event::CheckTimedOut { limit }
+                } else {
+                    Event::CheckFailed { limit }
+                }
             }
         };
         self.apply(slot, event, now);
@@ -400,6 +398,13 @@ impl HealthColumns {
         }
     }
 
+    /// As [`Self::reset`], for a slot that nobody has; next to nothing when there is nothing to forget.
+    pub fn forget_unless_plain(&self, slot: ReplicaSlot) {
+        if self.word(slot) & (OUT | CLOUDED) != 0 {
+            self.reset(slot);
+        }
+    }
+
     /// Notes what time alone has changed at `slot`: beacons that stopped, a warm-up that is over. To be called every
     /// few tens of milliseconds.
     pub fn sweep(&self, slot: ReplicaSlot, now: Now) {
@@ -415,9 +420,9 @@ impl HealthColumns {
     /// Whether `slot` is to be checked at once; asked once, answered once.
     #[must_use]
     pub fn take_check_now(&self, slot: ReplicaSlot) -> bool {
-        self.cells.get(slot.index()).is_some_and(|cell| {
-            cell.check_now.load(Relaxed) && cell.check_now.swap(false, Relaxed)
-        })
+        self.cells
+            .get(slot.index())
+            .is_some_and(|cell| cell.check_now.load(Relaxed) && cell.check_now.swap(false, Relaxed))
     }
 
     /// When the next check of a replica that is out will be.
@@ -479,8 +484,10 @@ impl HealthColumns {
     /// What there is to tell of `slot`.
     #[must_use]
     pub fn describe(&self, slot: ReplicaSlot, now: Now) -> Description {
-        let (note, fault) =
-            self.cells.get(slot.index()).map_or((0, 0), |cell| (cell.note.load(Relaxed), cell.check_fault.load(Relaxed)));
+        let (note, fault) = self
+            .cells
+            .get(slot.index())
+            .map_or((0, 0), |cell| (cell.note.load(Relaxed), cell.check_fault.load(Relaxed)));
         say::describe(unpack(self.word(slot)), note, fault, self.is_warming(slot, now), now)
     }
 }

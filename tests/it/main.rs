@@ -13,6 +13,7 @@ mod discovery;
 mod ejection;
 mod engines;
 mod framing;
+mod health;
 mod passthrough;
 mod placement;
 mod recorded;
