@@ -20,7 +20,7 @@ use super::check;
 use crate::config::{self, Config};
 use crate::discovery::{DiscoveryStatus, Merged, News, Sayings};
 use crate::fleet::{Discovered, Fleet, Membership, Registry, Replica};
-use crate::health::{Arrival, DrainCause};
+use crate::health::Arrival;
 use crate::pipeline::{Snapshot, TokenRatios};
 use crate::proxy::Core;
 use parking_lot::Mutex;
@@ -256,15 +256,7 @@ impl Control {
         self.core.shared.apply(change, &snapshot, now);
         let arrival = if self.core.checked.load(Relaxed) { Arrival::Later } else { Arrival::AtStart };
         check::welcome(&self.core.shared, change, &snapshot.config, arrival, now);
-        self.drain(&snapshot.fleet);
         self.core.snapshot.store(snapshot);
-    }
-
-    /// Replicas that are listed with `drain: true`, in whatever list, get no new requests.
-    fn drain(&self, fleet: &Fleet) {
-        for replica in &fleet.replicas {
-            self.core.shared.health.set_drain(replica.slot, DrainCause::File, replica.config.drain);
-        }
     }
 
     /// Builds the snapshot anew from the configuration in force. Returns whether somebody is new.

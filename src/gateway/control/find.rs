@@ -35,7 +35,6 @@ impl Control {
             self.refresh();
         }
         let snapshot = self.core.snapshot.load();
-        self.drain(&snapshot.fleet);
         self.core.plane.gate.set_directory(senders(&snapshot.fleet, &self.sources.lock()));
     }
 
