@@ -107,9 +107,7 @@ impl Admin {
 
     fn receivers(&self) -> Value {
         let receivers = self.core.plane.receivers.lock();
-        let row = |receiver: &ReceiverStatus| {
-            json!({ "address": receiver.address.to_string(), "mode": receiver.mode, "fallback": receiver.fallback })
-        };
+        let row = |receiver: &ReceiverStatus| json!({ "address": receiver.address.to_string(), "mode": receiver.mode, "fallback": receiver.fallback });
         Value::Array(receivers.iter().map(row).collect())
     }
 

@@ -277,7 +277,11 @@ impl HealthColumns {
                 if let Some(cell) = self.cells.get(slot.index()) {
                     cell.check_fault.store(fault.code(), Relaxed);
                 }
-                if fault == CheckFault::TimedOut { Event::CheckTimedOut { limit } } else { Event::CheckFailed { limit } }
+                if fault == CheckFault::TimedOut {
+                    Event::CheckTimedOut { limit }
+                } else {
+                    Event::CheckFailed { limit }
+                }
             }
         };
         self.apply(slot, event, now);
@@ -415,9 +419,9 @@ impl HealthColumns {
     /// Whether `slot` is to be checked at once; asked once, answered once.
     #[must_use]
     pub fn take_check_now(&self, slot: ReplicaSlot) -> bool {
-        self.cells.get(slot.index()).is_some_and(|cell| {
-            cell.check_now.load(Relaxed) && cell.check_now.swap(false, Relaxed)
-        })
+        self.cells
+            .get(slot.index())
+            .is_some_and(|cell| cell.check_now.load(Relaxed) && cell.check_now.swap(false, Relaxed))
     }
 
     /// When the next check of a replica that is out will be.
@@ -479,8 +483,10 @@ impl HealthColumns {
     /// What there is to tell of `slot`.
     #[must_use]
     pub fn describe(&self, slot: ReplicaSlot, now: Now) -> Description {
-        let (note, fault) =
-            self.cells.get(slot.index()).map_or((0, 0), |cell| (cell.note.load(Relaxed), cell.check_fault.load(Relaxed)));
+        let (note, fault) = self
+            .cells
+            .get(slot.index())
+            .map_or((0, 0), |cell| (cell.note.load(Relaxed), cell.check_fault.load(Relaxed)));
         say::describe(unpack(self.word(slot)), note, fault, self.is_warming(slot, now), now)
     }
 }

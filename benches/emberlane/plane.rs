@@ -34,7 +34,14 @@ fn ages(options: &Options) -> Vec<Row> {
     let (seconds, stop) = (options.repeats(10).max(2), AtomicBool::new(false));
     let (mut ages, sent, requests) = std::thread::scope(|scope| {
         let sender = scope.spawn(|| world.report(&stop));
-        let clients: Vec<_> = (0..2).map(|number| scope.spawn({ let (world, stop) = (&world, &stop); move || world.request(number, stop).len() })).collect();
+        let clients: Vec<_> = (0..2)
+            .map(|number| {
+                scope.spawn({
+                    let (world, stop) = (&world, &stop);
+                    move || world.request(number, stop).len()
+                })
+            })
+            .collect();
         let mut ages = Vec::new();
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(seconds as u64) {
@@ -264,7 +271,8 @@ async fn accept(listener: tokio::net::TcpListener) {
 
 async fn answer(mut stream: tokio::net::TcpStream) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    const BODY: &str = r#"{"object":"chat.completion","choices":[],"usage":{"prompt_tokens":200,"completion_tokens":1}}"#;
+    const BODY: &str =
+        r#"{"object":"chat.completion","choices":[],"usage":{"prompt_tokens":200,"completion_tokens":1}}"#;
     let answer = Arc::new(format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{BODY}",
         BODY.len()

@@ -125,7 +125,8 @@ fn discovered(facts: &Facts, load: &Load) -> Discovered {
         Some("llamacpp") => Engine::LlamaCpp,
         Some(_) | None => Engine::Shared,
     };
-    let kv_tokens = load.kv_blocks.zip(load.kv_block_tokens).map(|(blocks, tokens)| u64::from(blocks) * u64::from(tokens));
+    let kv_tokens =
+        load.kv_blocks.zip(load.kv_block_tokens).map(|(blocks, tokens)| u64::from(blocks) * u64::from(tokens));
     Discovered { models: facts.models.clone(), engine, slots: facts.slots, kv_tokens: kv_tokens.filter(|n| *n > 0) }
 }
 

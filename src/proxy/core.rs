@@ -2,8 +2,8 @@
 //! much is open.
 
 use crate::clock::Clock;
-use crate::load::plane::LoadPlane;
 use crate::discovery::DiscoveryStatus;
+use crate::load::plane::LoadPlane;
 use crate::pipeline::{Shared, Snapshot};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::record::Ring;

@@ -245,8 +245,10 @@ fn forged_and_replayed_beacons_change_nothing() {
     }
     world.wait_judged(50 + 3 * FORGED + 1 + 50);
     assert_eq!((world.taken(), world.replica(0)["running"].clone()), (50, 50.into()));
-    let refused: Vec<_> =
-        ["not_signed", "wrong_mac", "unknown_key", "replayed"].map(|reason| (reason, world.refused(reason))).into_iter().collect();
+    let refused: Vec<_> = ["not_signed", "wrong_mac", "unknown_key", "replayed"]
+        .map(|reason| (reason, world.refused(reason)))
+        .into_iter()
+        .collect();
     assert_eq!(refused, [("not_signed", FORGED), ("wrong_mac", FORGED + 1), ("unknown_key", FORGED), ("replayed", 50)]);
     println!("forged and replayed: {refused:?}, nothing changed");
 }

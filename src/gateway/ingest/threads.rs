@@ -54,8 +54,8 @@ pub(in super::super) fn threads(config: &BeaconConfig) -> usize {
 /// The file cannot be read, or what it says is not keys. No key is in the message.
 pub(in super::super) fn read_keys(config: &BeaconConfig) -> Result<Keys, IngestError> {
     let Some(path) = &config.keys else { return Ok(Keys::default()) };
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| IngestError::KeysUnreadable { path: path.clone(), error })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| IngestError::KeysUnreadable { path: path.clone(), error })?;
     Keys::parse(&text).map_err(|fault| IngestError::Keys { path: path.clone(), fault })
 }
 
