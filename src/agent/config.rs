@@ -383,10 +383,7 @@ mod tests {
                     hz: 0\nkv_events: 5557\nlabels: [zone]\nhertz: 5\n";
         let wrong = wrong(text);
         assert_eq!(wrong.len(), 8, "{wrong:#?}");
-        assert!(
-            wrong[0].starts_with("line 1, column 9: engine: ") && wrong[0].contains("did you mean `vllm`"),
-            "{wrong:#?}"
-        );
+        assert!(wrong[0].starts_with("line 1: engine: ") && wrong[0].contains("did you mean `vllm`"), "{wrong:#?}");
         assert!(wrong[1].contains("only plain http://"), "{wrong:#?}");
         assert!(wrong[7].contains("unknown field"), "{wrong:#?}");
         let missing = parse(None, &AgentFlags::default()).unwrap_err();
