@@ -77,6 +77,7 @@ fn wait_fleet(gateway: &Gateway, wanted: &[String]) {
     let mut wanted = wanted.to_vec();
     wanted.sort();
     wait_for(&format!("the fleet {wanted:?}"), SOON, || fleet(gateway) == wanted);
+    wait_for("newcomers to take requests", SOON, || gateway.states().iter().all(|state| state == "healthy"));
 }
 
 /// What `/config` tells of the only source of that kind.
