@@ -244,7 +244,7 @@ async fn check(address: SocketAddr, authority: &str, rules: &HealthConfig) -> Re
     check.req = request(authority, &rules.path).map_err(|_unsendable| CheckFault::Broken)?;
     check.peer_template.options.connection_timeout = Some(rules.timeout);
     check.peer_template.options.read_timeout = Some(rules.timeout);
-    check.validator = Some(Box::new(|head| validate(head)));
+    check.validator = Some(Box::new(validate));
     let backend = Backend { addr: PeerAddr::Inet(address), weight: 1, ext: Extensions::new() };
     match tokio::time::timeout(rules.timeout, check.check(&backend)).await {
         Ok(Ok(())) => Ok(()),
