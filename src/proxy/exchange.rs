@@ -92,10 +92,10 @@ impl Exchange<'_> {
 
     /// When it may be better: where no replica takes requests, not before one of them is checked again.
     fn retry_after(&self, reject: Reject) -> Option<Duration> {
-        match reject {
-            Reject::NoReplica => Some(self.shard.core.shared.health.retry_after(self.shard.core.clock.now())),
-            other => other.retry_after(),
+        if reject == Reject::NoReplica {
+            return Some(self.shard.core.shared.health.retry_after(self.shard.core.clock.now()));
         }
+        reject.retry_after()
     }
 
     async fn answer(&mut self) -> Outcome {
