@@ -5,6 +5,7 @@ mod check;
 mod control;
 mod ingest;
 mod listen;
+mod scrape;
 
 pub use self::control::Reload;
 pub use self::ingest::IngestError;
@@ -13,6 +14,7 @@ pub use self::listen::TooManySockets;
 use self::control::{Control, Inbox};
 use self::ingest::{IngestThreads, Opening};
 use self::listen::{Endpoint, OneThread};
+use self::scrape::ScrapeThread;
 use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -100,7 +102,7 @@ pub struct Gateway {
     admin: Option<SocketAddr>,
     server: Option<JoinHandle<()>>,
     control: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
-    ingest: Option<IngestThreads>,
+    ingest: Option<(IngestThreads, Option<ScrapeThread>)>,
     phases: broadcast::Receiver<ExecutionPhase>,
     stop: Option<oneshot::Sender<()>>,
 }
@@ -150,7 +152,7 @@ impl Gateway {
         }
         let beacons = &snapshot.config.beacons;
         let readers = shards + usize::from(snapshot.config.admin.is_some());
-        let (publishers, inboxes) = ring::rings(ingest::threads(beacons), readers, REPORTS_MAX);
+        let (publishers, inboxes) = ring::rings(ingest::threads(beacons) + 1, readers, REPORTS_MAX);
         let mut inboxes = inboxes.into_iter();
         for ((index, endpoints), inbox) in endpoints.into_iter().enumerate().zip(&mut inboxes) {
             let shard = Shard::new(&core, index, shards, Arc::clone(&core.rings[index]), inbox);
@@ -177,7 +179,10 @@ impl Gateway {
         let control = spawn_control(Arc::new(control), inbox)?;
         // The control thread has told by now who speaks for whom.
         let opening = if options.upgrade { Opening::AfterThePrevious } else { Opening::AtOnce };
-        let ingest = IngestThreads::start(&core, beacons, opening, &mut publishers.into_iter(), &news)?;
+        let mut publishers = publishers.into_iter();
+        let ingest = IngestThreads::start(&core, beacons, opening, &mut publishers, &news)?;
+        let scrape = publishers.next().map(|publisher| ScrapeThread::start(&core, publisher)).transpose()?;
+        let ingest = (ingest, scrape);
         let server = std::thread::Builder::new()
             .name("server".to_owned())
             .spawn(move || server.run(RunArgs { shutdown_signal: Box::new(watch) }))?;

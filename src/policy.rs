@@ -40,6 +40,10 @@ pub struct View {
     pub kv_usage: Vec<f32>,
     /// What any request pays there, as [`Policy::stand`] has it.
     pub standing_s: Vec<f32>,
+    /// Of all in [`Self::in_flight`], as of the last [`Self::total`] or kept up since.
+    pub in_flight_sum: f64,
+    /// The most in [`Self::resident_blocks`], likewise.
+    pub resident_blocks_most: f32,
     /// Places whose `warm_tokens` or `prefix_wait_s` may not be zero.
     pub warm: Vec<u16>,
     /// Some `prefix_wait_s` is not zero.
@@ -98,6 +102,12 @@ impl View {
             self.warm.extend(u16::try_from(self.slots.len() - 1));
             self.is_awaited |= wait > 0.0;
         }
+    }
+
+    /// Sets the sum and the most from their columns.
+    pub fn total(&mut self) {
+        self.in_flight_sum = self.in_flight.iter().copied().map(f64::from).sum();
+        self.resident_blocks_most = column::most(&self.resident_blocks, 0.0);
     }
 
     fn columns(&self) -> [&[f32]; 12] {

@@ -139,7 +139,7 @@ fn in_words(state: State, now: Now) -> String {
     let mut words = vec![match state.phase {
         Phase::InVain => "starting in vain".to_owned(),
         Phase::Ejected { until_ms } if !state.is_on_probation(now) => {
-            format!("ejected for {} s", Now(until_ms * 1_000_000).since(now).as_secs())
+            format!("ejected for {} s", until_ms / 1000 - now.0 / 1_000_000_000)
         }
         Phase::Down(cause) => match cause {
             Cause::Checks => "down (checks)".to_owned(),
@@ -267,7 +267,7 @@ fn nobody_out_while_all_are_plain() {
     std::thread::scope(|scope| {
         for thread in 0..4_u16 {
             let health = &health;
-            scope.spawn(move || stir_and_look(health, ReplicaSlot(thread), shared));
+            scope.spawn(move || stir_and_look(health, thread, shared));
         }
     });
     let out = health.cells.iter().filter(|cell| cell.word.load(Relaxed) & OUT != 0).count();
@@ -280,14 +280,15 @@ fn nobody_out_while_all_are_plain() {
     assert_eq!(health.warming.load(Relaxed), 0);
 }
 
-fn stir_and_look(health: &HealthColumns, own: ReplicaSlot, shared: ReplicaSlot) {
-    let random = &mut fastrand::Rng::with_seed(u64::from(own.0));
+/// Random events for the replica `thread` and the `shared` one; the first is looked at after each.
+fn stir_and_look(health: &HealthColumns, thread: u16, shared: ReplicaSlot) {
+    let random = &mut fastrand::Rng::with_seed(u64::from(thread));
     for turn in 0..20_000 {
-        let now = at(turn / 100);
+        let (own, now) = (ReplicaSlot(thread), at(turn / 100));
         let slot = if random.bool() { own } else { shared };
         stir(health, slot, random, now);
         let is_out = health.word(own) & OUT != 0 || health.is_warming(own, now);
-        assert!(!(is_out && health.is_all_plain(now)), "{own:?}, turn {turn}");
+        assert!(!(is_out && health.is_all_plain(now)), "thread {thread}, turn {turn}");
         assert_eq!(health.state(own, now) == HealthState::Healthy, health.word(own) & 7 == 0);
     }
 }

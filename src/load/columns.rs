@@ -30,38 +30,49 @@ const GROUP: usize = 64;
 /// Changes that the log holds; who is further behind reads everything. A power of two.
 const LOG: usize = 1024;
 
-/// When a cell was heard, and from whom. A period of zero: never.
-#[derive(Clone, Copy, Debug, Default)]
-struct Heading {
+/// What was last heard of one replica: all of it on one cache line, for a fold writes all of it and few cells are in the
+/// cache when their turn comes. A period of zero: nothing was ever heard.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Cell {
     received: Now,
     period_us: u32,
     source: LoadSource,
+    running: u32,
+    waiting: u32,
+    /// What is priced, at its full weight, and the weight.
+    elsewhere: Elsewhere,
 }
 
-impl Heading {
-    const fn periods(self, count: u32) -> Duration {
-        Duration::from_micros(self.period_us as u64).saturating_mul(count)
+impl Cell {
+    const NEVER: Self = Self {
+        received: Now(0),
+        period_us: 0,
+        source: LoadSource::Beacon,
+        running: 0,
+        waiting: 0,
+        elsewhere: Elsewhere::UNKNOWN,
+    };
+
+    const fn period(&self) -> Duration {
+        Duration::from_micros(self.period_us as u64)
+    }
+
+    /// Until when it is fresh. Plain arithmetic: this is most of what a fold computes.
+    #[inline(always)]
+    const fn fresh_until(&self) -> Now {
+        Now(self.received.0.saturating_add(self.period_us as u64 * (PERIODS_UNTIL_STALE as u64 * 1_000)))
     }
 
     /// How much is left of what was heard: 1 while fresh, 0 once stale.
     #[expect(clippy::cast_possible_truncation, reason = "a share of 7 digits")]
-    fn weight(self, now: Now) -> f32 {
-        let fading = self.periods(FADING_PERIODS).as_secs_f64();
+    fn weight(&self, now: Now) -> f32 {
+        let fading = (self.period() * FADING_PERIODS).as_secs_f64();
         if fading <= 0.0 {
             return 0.0;
         }
-        let over = now.since(self.received.plus(self.periods(PERIODS_UNTIL_STALE))).as_secs_f64();
-        (1.0 - over / fading).max(0.0) as f32
+        (1.0 - now.seconds_since(self.fresh_until()) / fading).max(0.0) as f32
     }
-}
-
-/// The counts of a report, as they were heard.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    running: u32,
-    waiting: u32,
-    /// Below zero when not known.
-    kv_usage: f32,
 }
 
 /// The load of others at a replica, as far as it is to be believed now.
@@ -163,10 +174,7 @@ pub struct Heard {
 /// One shard's columns of what was heard.
 #[derive(Debug)]
 pub struct ReportColumns {
-    headings: Box<[Heading]>,
-    counts: Box<[Counts]>,
-    /// What is priced, at full weight; the weights beside it.
-    elsewhere: Box<[Elsewhere]>,
+    cells: Box<[Cell]>,
     /// No cell of a group changes its weight before this.
     next_change: Box<[Now]>,
     /// The slots that changed last; `changes` is the count of all that ever did.
@@ -181,9 +189,7 @@ impl ReportColumns {
     #[must_use]
     pub fn new(slots_max: usize) -> Self {
         Self {
-            headings: vec![Heading::default(); slots_max].into(),
-            counts: vec![Counts::default(); slots_max].into(),
-            elsewhere: vec![Elsewhere::UNKNOWN; slots_max].into(),
+            cells: vec![Cell::NEVER; slots_max].into(),
             next_change: vec![Now(u64::MAX); slots_max.div_ceil(GROUP)].into(),
             log: vec![ReplicaSlot(0); LOG].into(),
             changes: 0,
@@ -195,32 +201,34 @@ impl ReportColumns {
     #[inline]
     pub fn fold(&mut self, report: &LoadReport, load: &LoadColumns) {
         let place = report.slot.index();
-        let cells = (self.headings.get_mut(place), self.counts.get_mut(place), self.elsewhere.get_mut(place));
-        let (Some(heading), Some(counts), Some(elsewhere)) = cells else { return };
-        if report.received < heading.received || report.received < load.taken_up(report.slot) {
+        let (Some(cell), Some(next)) = (self.cells.get_mut(place), self.next_change.get_mut(place / GROUP)) else {
+            return;
+        };
+        if report.received < cell.received || report.received < load.taken_up(report.slot) {
             self.outdated += 1;
             return;
         }
-        let period_us = report.period_us.clamp(*PERIOD_US.start(), *PERIOD_US.end());
-        *heading = Heading { received: report.received, period_us, source: report.source };
-        let kv_usage = report.kv_usage.filter(|share| share.is_finite()).map(|share| share.clamp(0.0, 1.0));
-        *counts = Counts { running: report.running, waiting: report.waiting, kv_usage: kv_usage.unwrap_or(-1.0) };
-        let (running, waiting) = (u64::from(report.running), u64::from(report.waiting));
-        let others = (running + waiting).saturating_sub(u64::from(report.own_in_flight));
-        let tokens = report.prefill_tokens.map_or(0, |tokens| tokens.saturating_sub(report.own_prefill_tokens));
-        let next = Elsewhere {
+        let others =
+            (u64::from(report.running) + u64::from(report.waiting)).saturating_sub(report.own_in_flight.into());
+        let tokens = report.prefill_tokens.unwrap_or(0).saturating_sub(report.own_prefill_tokens);
+        let elsewhere = Elsewhere {
             requests: lossy(others),
-            prefill_tokens: lossy(u64::from(tokens)),
-            slots: if waiting > 0 { lossy(running.max(1)) } else { f32::INFINITY },
-            kv_usage,
+            prefill_tokens: lossy(tokens.into()),
+            slots: if report.waiting > 0 { lossy(report.running.max(1).into()) } else { f32::INFINITY },
+            kv_usage: report.kv_usage.filter(|share| share.is_finite()).map(|share| share.clamp(0.0, 1.0)),
             weight: 1.0,
         };
         // Most replicas say the same again, most of the time: nobody need look.
-        let is_change = *elsewhere != next;
-        *elsewhere = next;
-        if let Some(next) = self.next_change.get_mut(place / GROUP) {
-            *next = (*next).min(heading.received.plus(heading.periods(PERIODS_UNTIL_STALE)));
-        }
+        let is_change = cell.elsewhere != elsewhere;
+        *cell = Cell {
+            received: report.received,
+            period_us: report.period_us.clamp(*PERIOD_US.start(), *PERIOD_US.end()),
+            source: report.source,
+            running: report.running,
+            waiting: report.waiting,
+            elsewhere,
+        };
+        *next = (*next).min(cell.fresh_until());
         if is_change {
             self.note(report.slot);
         }
@@ -237,24 +245,24 @@ impl ReportColumns {
 
     fn advance_group(&mut self, group: usize, now: Now) {
         let mut next = Now(u64::MAX);
-        let last = self.headings.len().min((group + 1) * GROUP);
+        let last = self.cells.len().min((group + 1) * GROUP);
         for place in group * GROUP..last {
-            let (heading, before) = (self.headings[place], self.elsewhere[place].weight);
+            let cell = &mut self.cells[place];
+            let before = cell.elsewhere.weight;
             if before <= 0.0 {
                 continue;
             }
-            let weight = heading.weight(now);
-            if weight < before {
-                self.elsewhere[place].weight = weight;
-                if let Some(slot) = ReplicaSlot::from_index(place) {
-                    self.note(slot);
-                }
-            }
+            let weight = cell.weight(now);
+            cell.elsewhere.weight = weight;
             if weight >= 1.0 {
-                next =
-                    next.min(heading.received.plus(heading.periods(PERIODS_UNTIL_STALE)).plus(Duration::from_nanos(1)));
+                next = next.min(cell.fresh_until().plus(Duration::from_nanos(1)));
             } else if weight > 0.0 {
-                next = next.min(now.plus(heading.periods(1) / FADING_STEPS));
+                next = next.min(now.plus(cell.period() / FADING_STEPS));
+            }
+            if weight < before
+                && let Some(slot) = ReplicaSlot::from_index(place)
+            {
+                self.note(slot);
             }
         }
         self.next_change[group] = next;
@@ -262,12 +270,10 @@ impl ReportColumns {
 
     /// Drops what was heard of replicas whose slot another has taken up since. Call it once the fleet has changed.
     pub fn forget_former(&mut self, load: &LoadColumns) {
-        for place in 0..self.headings.len() {
+        for place in 0..self.cells.len() {
             let Some(slot) = ReplicaSlot::from_index(place) else { return };
-            if self.headings[place].period_us != 0 && self.headings[place].received < load.taken_up(slot) {
-                self.headings[place] = Heading::default();
-                self.counts[place] = Counts::default();
-                self.elsewhere[place] = Elsewhere::UNKNOWN;
+            if self.cells[place].period_us != 0 && self.cells[place].received < load.taken_up(slot) {
+                self.cells[place] = Cell::NEVER;
                 self.note(slot);
             }
         }
@@ -277,39 +283,33 @@ impl ReportColumns {
     #[inline]
     #[must_use]
     pub fn elsewhere(&self, slot: ReplicaSlot) -> Elsewhere {
-        let Some(cell) = self.elsewhere.get(slot.index()) else { return Elsewhere::UNKNOWN };
-        if cell.weight <= 0.0 {
+        let heard = self.cells.get(slot.index()).map_or(Elsewhere::UNKNOWN, |cell| cell.elsewhere);
+        let weight = heard.weight;
+        if weight <= 0.0 {
             return Elsewhere::UNKNOWN;
         }
         // A limit that is believed less is less of a limit.
-        let weight = cell.weight;
         Elsewhere {
-            requests: cell.requests * weight,
-            prefill_tokens: cell.prefill_tokens * weight,
-            slots: cell.slots / weight,
-            ..*cell
+            requests: heard.requests * weight,
+            prefill_tokens: heard.prefill_tokens * weight,
+            slots: heard.slots / weight,
+            ..heard
         }
     }
 
     /// When, and from whom, the load of `slot` was last heard; `None`: never.
     #[must_use]
     pub fn word(&self, slot: ReplicaSlot, now: Now) -> Option<Word> {
-        let heading = self.headings.get(slot.index()).filter(|heading| heading.period_us != 0)?;
-        Some(Word { source: heading.source, age: now.since(heading.received), weight: heading.weight(now) })
+        let cell = self.cells.get(slot.index()).filter(|cell| cell.period_us != 0)?;
+        Some(Word { source: cell.source, age: now.since(cell.received), weight: cell.weight(now) })
     }
 
     /// The last report of `slot`, for people; `None`: there was none.
     #[must_use]
     pub fn heard(&self, slot: ReplicaSlot, now: Now) -> Option<Heard> {
-        let word = self.word(slot, now)?;
-        let (counts, heading) = (self.counts.get(slot.index())?, self.headings.get(slot.index())?);
-        Some(Heard {
-            word,
-            period: heading.periods(1),
-            running: counts.running,
-            waiting: counts.waiting,
-            kv_usage: Some(counts.kv_usage).filter(|share| *share >= 0.0),
-        })
+        let (word, cell) = (self.word(slot, now)?, self.cells.get(slot.index())?);
+        let kv_usage = cell.elsewhere.kv_usage;
+        Some(Heard { word, period: cell.period(), running: cell.running, waiting: cell.waiting, kv_usage })
     }
 
     /// Changes so far: a place in the log.

@@ -148,6 +148,7 @@ impl Candidates {
             && view.slots.get(place) == Some(&slot)
         {
             view.resident_blocks[place] += f32::from(blocks);
+            view.resident_blocks_most = view.resident_blocks_most.max(view.resident_blocks[place]);
             let more = f32::from(blocks) / snapshot.limits(slot).kv_blocks;
             view.kv_usage[place] = (view.kv_usage[place] + more).min(1.0);
         }
@@ -214,7 +215,10 @@ impl PoolView {
                     }
                 }
             }
-            None => (0..self.view.len()).for_each(|place| self.settle(place, known)),
+            None => {
+                (0..self.view.len()).for_each(|place| self.settle(place, known));
+                self.view.total();
+            }
         }
         self.changes = known.reports.changes();
     }
@@ -237,7 +241,9 @@ impl PoolView {
         let (slot, own) = (view.slots[place], own[place]);
         let heard = known.reports.elsewhere(slot);
         let limits = known.snapshot.limits(slot);
-        view.in_flight[place] = lossy(own.requests) + heard.requests;
+        let in_flight = lossy(own.requests) + heard.requests;
+        view.in_flight_sum += f64::from(in_flight) - f64::from(view.in_flight[place]);
+        view.in_flight[place] = in_flight;
         view.elsewhere[place] = heard.requests;
         view.prefill_tokens[place] = own.prefill_tokens.cast_signed() as f32 + heard.prefill_tokens;
         view.slots_limit[place] = limits.slots.min(heard.slots);
@@ -306,6 +312,10 @@ impl PoolView {
             read_slow(&mut self.view, self.next, known);
             self.settle(self.next, known);
             self.next = if self.next + 1 < members { self.next + 1 } else { 0 };
+            if self.next == 0 {
+                // The most may have become less.
+                self.view.total();
+            }
         }
     }
 }
@@ -318,6 +328,7 @@ fn read_slow(view: &mut View, place: usize, known: Known<'_>) {
     view.base_s[place] = rates.base_s;
     view.prefill_s_per_token[place] = rates.prefill_s_per_token;
     view.resident_blocks[place] = known.shared.index.resident_blocks(slot) as f32;
+    view.resident_blocks_most = view.resident_blocks_most.max(view.resident_blocks[place]);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^24, or good to 7 digits")]

@@ -12,17 +12,22 @@
 //! What others have at a replica, as far as it was heard of, counts as what the gateway has there itself.
 //!
 //! What does not depend on the request (wait and base) stands in a column of its own, set anew where something has changed
-//! ([`Policy::stand`]); a request then costs one pass over five columns, whatever the wait is made of. Pricing all of it
-//! for each request, over nine columns, took 2.5 times as long at 4,096 replicas.
+//! ([`Policy::stand`]), and so do the sum and the most that the gate and the crowding need. A request that is cold almost
+//! everywhere then costs one pass over three columns, and a few places that are priced by hand; one that is warm in many
+//! places costs a pass over five. At 4,096 replicas these passes are bound by the second-level cache, so columns count and
+//! not sums: nine of them, and two more passes for the sum and the most, cost about three times as much.
 //!
 //! The spill gate: a replica with clearly more than its share of requests gets no credit for its cache, so a hot prefix
 //! spreads to a second replica instead of pinning the first (the rule is smg's per-request gate).
 
-use super::{Policy, View, column};
+use super::{Policy, View};
 use crate::config::PolicyConfig;
 
 /// Weight of the crowding term: how much of a prompt's prefill it may cost to land on the fullest cache.
 const CROWDING: f32 = 0.25;
+
+/// With more than one in so many candidates warm, all are priced in lanes as if they were.
+const WARM_SHARE: usize = 16;
 
 /// Least expected seconds.
 #[derive(Debug)]
@@ -72,24 +77,42 @@ impl Policy for Price {
     }
 }
 
+/// Seconds that a token to compute counts for.
+#[inline(always)]
+fn per_token(price: &Price, crowding: f32, prefill: f32, resident: f32) -> f32 {
+    prefill * (1.0 + price.reuse_bonus + crowding * resident)
+}
+
 /// Prices all candidates, in the widest lanes this CPU has. The result is the same on all of them.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn cost_columns(price: &Price, view: &View, costs: &mut [f32]) {
-    let barred: f32 = view.barred.iter().map(|place| view.in_flight[usize::from(*place)]).sum();
-    #[expect(clippy::cast_precision_loss, reason = "at most 4,096")]
-    let mean = (column::sum(&view.in_flight) - barred) / (view.len() - view.barred.len()).max(1) as f32;
+    let barred: f64 = view.barred.iter().map(|place| f64::from(view.in_flight[usize::from(*place)])).sum();
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a mean of 7 digits")]
+    let mean = ((view.in_flight_sum - barred) / (view.len() - view.barred.len()).max(1) as f64) as f32;
     let gate = (price.spill_ratio * mean).max(mean + price.spill_margin);
-    let crowding = CROWDING / column::most(&view.resident_blocks, 1.0);
-    // Columns of one known length: the loop has no bounds to check and no branch, and runs on SIMD lanes.
+    let crowding = CROWDING / larger(view.resident_blocks_most, 1.0);
+    // Columns of one known length: the loops have no bounds to check and no branch, and run on SIMD lanes.
     let n = costs.len();
     let (in_flight, standing) = (&view.in_flight[..n], &view.standing_s[..n]);
     let (warm_tokens, resident) = (&view.warm_tokens[..n], &view.resident_blocks[..n]);
     let prefill = &view.prefill_s_per_token[..n];
+    let warm_cost = |place: usize| {
+        let warm = if in_flight[place] > gate { 0.0 } else { warm_tokens[place] };
+        let own = larger(view.prompt_tokens - warm, 0.0);
+        standing[place] + own * per_token(price, crowding, prefill[place], resident[place])
+    };
+    if view.warm.len() > n / WARM_SHARE {
+        for (place, cost) in costs.iter_mut().enumerate() {
+            *cost = warm_cost(place);
+        }
+        return;
+    }
+    let own = larger(view.prompt_tokens, 0.0);
     for (place, cost) in costs.iter_mut().enumerate() {
-        let held = warm_tokens[place];
-        let warm = if in_flight[place] > gate { 0.0 } else { held };
-        let own = larger(view.prompt_tokens - warm, 0.0) * prefill[place];
-        *cost = standing[place] + own * (1.0 + price.reuse_bonus + crowding * resident[place]);
+        *cost = standing[place] + own * per_token(price, crowding, prefill[place], resident[place]);
+    }
+    for place in view.warm.iter().map(|place| usize::from(*place)) {
+        costs[place] = warm_cost(place);
     }
 }
 
@@ -154,6 +177,8 @@ mod tests {
             resident_blocks: vec![0.0; n],
             kv_usage: vec![0.0; n],
             standing_s: vec![0.0; n],
+            in_flight_sum: 0.0,
+            resident_blocks_most: 0.0,
             warm: (0..).zip(warm).filter(|(_, warm)| **warm > 0.0).map(|(place, _)| place).collect(),
             is_awaited: false,
             barred: Vec::new(),
@@ -165,6 +190,7 @@ mod tests {
 
     fn best(view: &mut View) -> usize {
         let policy = build(&config());
+        view.total();
         (0..view.len()).for_each(|place| policy.stand(view, place));
         let mut costs = vec![0.0; view.len()];
         let mut rng = fastrand::Rng::with_seed(5);
@@ -197,6 +223,29 @@ mod tests {
         view.slots_limit = vec![4.0, 4.0];
         view.service_s = vec![3.0, 3.0];
         assert_eq!(best(&mut view), 1);
+    }
+
+    #[test]
+    fn few_warm_and_many_are_priced_alike() {
+        let mut rng = fastrand::Rng::with_seed(8);
+        let mut column = |most: f32| (0..100).map(|_| most * rng.f32()).collect::<Vec<_>>();
+        let mut view = view(&column(9.0), &[0.0; 100], &column(5000.0));
+        (view.resident_blocks, view.prefill_s_per_token) = (column(900.0), column(1e-3));
+        let policy = build(&config());
+        let price = |view: &mut View| {
+            view.total();
+            (0..view.len()).for_each(|place| policy.stand(view, place));
+            let mut costs = vec![0.0; view.len()];
+            policy.cost(view, &mut fastrand::Rng::with_seed(1), &mut costs);
+            costs
+        };
+        for place in [3, 50, 99] {
+            view.warm_tokens[place] = 1500.0;
+        }
+        view.warm = vec![3, 50, 99];
+        let few = price(&mut view);
+        view.warm = (0..100).collect();
+        assert_eq!(few, price(&mut view));
     }
 
     #[test]
