@@ -80,6 +80,12 @@ fn wait_fleet(gateway: &Gateway, wanted: &[String]) {
     wait_for("newcomers to take requests", SOON, || gateway.states().iter().all(|state| state == "healthy"));
 }
 
+/// Waits until all replicas have shown that they are well: until then the new ones get nothing.
+#[track_caller]
+fn wait_well(gateway: &Gateway) {
+    wait_for("all to be well", SOON, || gateway.states().iter().all(|state| state == "healthy"));
+}
+
 /// What `/config` tells of the only source of that kind.
 fn source(gateway: &Gateway, kind: &str) -> Value {
     let config = gateway.admin_get("/config").json();
@@ -114,6 +120,7 @@ fn replicas_of_a_file_come_and_go_under_load() {
             list.replace(listed);
         }
         wait_fleet(&gateway, listed);
+        wait_well(&gateway);
         assert_shares(&load, &backends, listed);
     }
     load.stop();
@@ -252,6 +259,7 @@ fn replicas_of_a_name_come_and_go_under_load() {
     for listed in [0..1, 0..addresses.len(), 1..addresses.len()] {
         server.set_addresses("engines.test", 1, &addresses[listed.clone()]);
         wait_fleet(&gateway, &urls[listed.clone()]);
+        wait_well(&gateway);
         assert_shares(&load, &backends, &urls[listed]);
     }
     let last = &urls[1..];
