@@ -1,5 +1,6 @@
 //! The admin listener: health, metrics, the configuration in force, replicas, decisions, and what a request would cost.
 
+mod drain;
 mod gauges;
 mod replicas;
 
@@ -87,6 +88,9 @@ impl Admin {
         }
         if !self.core.asked.load(Relaxed) {
             return text(503, "replicas are being asked what they serve\n");
+        }
+        if !self.core.checked.load(Relaxed) {
+            return text(503, "replicas are being asked how they are\n");
         }
         text(200, "ready\n")
     }
@@ -202,6 +206,7 @@ impl ServeHttp for Admin {
             (&Method::POST, "/explain") => self.explain(session).await,
             (&Method::GET | &Method::HEAD, "/decisions/refused") => json_answer(200, &self.refusals()),
             (&Method::GET | &Method::HEAD, _) => self.get(&path, &query),
+            (&Method::POST, _) if let Some((id, ask)) = drain::read_path(&path) => drain::answer(&self.core, &id, ask),
             _ => text(405, "method not allowed\n"),
         }
     }

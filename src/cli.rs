@@ -1,5 +1,6 @@
 //! The command line: one binary, one subcommand a job.
 
+pub mod agent;
 pub mod check;
 pub mod demo;
 pub mod explain;
@@ -27,6 +28,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Run a small fleet, a gateway and traffic in this process, and watch what is reused.
     Demo(demo::DemoArgs),
+    /// Run the sidecar beside an engine: read its load, send it to gateways.
+    Agent(agent::AgentArgs),
     /// Run stand-in engines for tests and benchmarks.
     MockEngine(mock_engine::MockEngineArgs),
 }
@@ -40,6 +43,7 @@ impl Cli {
             Command::Check(args) => check::run(&args),
             Command::Explain(args) => explain::run(&args),
             Command::Demo(args) => demo::run(&args),
+            Command::Agent(args) => agent::run(&args),
             Command::MockEngine(args) => mock_engine::run(&args),
         }
     }

@@ -5,17 +5,17 @@
 //! reload changes, [`to_yaml`] and [`to_json`] write the resolved form, which is itself a valid file, and [`schema`]
 //! describes files to editors. Nothing here reads files or clocks.
 
-mod error;
-mod flags;
+pub(crate) mod error;
+pub(crate) mod flags;
 mod plane;
 mod raw;
-mod read;
+pub(crate) mod read;
 mod reload;
 mod resolve;
 mod schema;
 pub mod unit;
 mod write;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use error::ConfigError;
 pub use flags::Flags;

@@ -14,7 +14,8 @@
 //! They send [`News`] over a bounded channel and never wait for it: [`News::Registration`] when a stranger with a key and
 //! a URL is heard, [`News::Facts`] when what a replica says of itself changes. For every beacon of a replica they note the
 //! time in its cell of [`crate::load::heard::LastHeard`], and that keeps a registration alive. Once the stranger has a
-//! slot it is in the directory of senders (`Control::senders`), and no stranger any more.
+//! slot it is in the gate's directory, and no stranger any more; until then the registration is to be repeated, now and
+//! then: nothing else keeps it.
 
 mod kept;
 mod registered;

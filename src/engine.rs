@@ -232,7 +232,7 @@ pub fn recognise(page: &[u8]) -> Option<Engine> {
 
 /// What is wrong with a page without a single sample; `otherwise` if it has some.
 fn without_samples(page: &[u8], engine: Engine, otherwise: PageFault) -> PageFault {
-    let (mut lines, mut broken) = (0_u32, 0_u32);
+    let mut broken = 0_u32;
     for kind in text::lines(page) {
         match kind {
             Kind::Blank => {}
@@ -240,12 +240,11 @@ fn without_samples(page: &[u8], engine: Engine, otherwise: PageFault) -> PageFau
             Kind::Sample(line) if line.parts().is_some() => return otherwise,
             Kind::Sample(_) => broken = broken.saturating_add(1),
         }
-        lines = lines.saturating_add(1);
     }
     match page.trim_ascii().first() {
         None => PageFault::Empty { engine },
         Some(b'{' | b'[') => PageFault::Json,
         Some(_) if broken == 0 => PageFault::Empty { engine },
-        Some(_) => PageFault::NotText { lines },
+        Some(_) => PageFault::NotText { lines: broken },
     }
 }

@@ -1,9 +1,11 @@
 //! The process: binds, builds the state that all shards share ([`Core`]), and runs one shard a core, the admin pages, and
 //! a control thread that reloads the configuration and asks replicas what they are.
 
+mod check;
 mod control;
 mod ingest;
 mod listen;
+mod scrape;
 
 pub use self::control::Reload;
 pub use self::ingest::IngestError;
@@ -12,10 +14,12 @@ pub use self::listen::TooManySockets;
 use self::control::{Control, Inbox};
 use self::ingest::{IngestThreads, Opening};
 use self::listen::{Endpoint, OneThread};
+use self::scrape::ScrapeThread;
 use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::fleet::Registry;
+use crate::health::Arrival;
 use crate::id::ReplicaSlot;
 use crate::learn::Rates;
 use crate::load::ring;
@@ -98,7 +102,7 @@ pub struct Gateway {
     admin: Option<SocketAddr>,
     server: Option<JoinHandle<()>>,
     control: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
-    ingest: Option<IngestThreads>,
+    ingest: Option<(IngestThreads, Option<ScrapeThread>)>,
     phases: broadcast::Receiver<ExecutionPhase>,
     stop: Option<oneshot::Sender<()>>,
 }
@@ -148,7 +152,7 @@ impl Gateway {
         }
         let beacons = &snapshot.config.beacons;
         let readers = shards + usize::from(snapshot.config.admin.is_some());
-        let (publishers, inboxes) = ring::rings(ingest::threads(beacons), readers, REPORTS_MAX);
+        let (publishers, inboxes) = ring::rings(ingest::threads(beacons) + 1, readers, REPORTS_MAX);
         let mut inboxes = inboxes.into_iter();
         for ((index, endpoints), inbox) in endpoints.into_iter().enumerate().zip(&mut inboxes) {
             let shard = Shard::new(&core, index, shards, Arc::clone(&core.rings[index]), inbox);
@@ -175,7 +179,10 @@ impl Gateway {
         let control = spawn_control(Arc::new(control), inbox)?;
         // The control thread has told by now who speaks for whom.
         let opening = if options.upgrade { Opening::AfterThePrevious } else { Opening::AtOnce };
-        let ingest = IngestThreads::start(&core, beacons, opening, &mut publishers.into_iter(), &news)?;
+        let mut publishers = publishers.into_iter();
+        let ingest = IngestThreads::start(&core, beacons, opening, &mut publishers, &news)?;
+        let scrape = publishers.next().map(|publisher| ScrapeThread::start(&core, publisher)).transpose()?;
+        let ingest = (ingest, scrape);
         let server = std::thread::Builder::new()
             .name("server".to_owned())
             .spawn(move || server.run(RunArgs { shutdown_signal: Box::new(watch) }))?;
@@ -272,7 +279,9 @@ fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartEr
         registry.rebuild(&config.replicas, &config.models, &std::collections::HashMap::new(), |_| true)?;
     let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
     let clock = Clock::new();
-    shared.apply(&change, &snapshot, clock.now());
+    let now = clock.now();
+    shared.apply(&change, &snapshot, now);
+    check::welcome(&shared, &change, &snapshot.config, Arrival::AtStart, now);
     let core = Core::new(Arc::new(shared), snapshot, slots_max, shards, clock);
     Ok((Arc::new(core), registry))
 }
@@ -324,7 +333,9 @@ fn spawn_control(control: Arc<Control>, mut inbox: Inbox) -> std::io::Result<(on
         .max_blocking_threads(control::THREADS_MAX)
         .build()?;
     runtime.block_on(control.find_first(&mut inbox));
+    let checker = check::Checker::new(control.core());
     let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        runtime.spawn(checker.run());
         runtime.block_on(control.run(inbox, stopped));
         runtime.shutdown_background();
     })?;

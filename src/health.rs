@@ -202,12 +202,6 @@ impl HealthColumns {
         }
     }
 
-    /// Whether every one of `slots` takes requests as any other does.
-    #[must_use]
-    pub fn all_healthy(&self, slots: &[ReplicaSlot]) -> bool {
-        self.out.load(Acquire) == 0 || slots.iter().fold(0, |any, slot| any | self.word(*slot)) & OUT == 0
-    }
-
     /// Whether every replica takes requests as any other does: none is out, on probation, draining or warming up. It may
     /// go on to say no for a moment when that is over.
     #[inline]
@@ -401,6 +395,13 @@ impl HealthColumns {
         cell.check_now.store(false, Relaxed);
         if let Some(silent_after) = self.silent_after.get(slot.index()) {
             silent_after.store(0, Relaxed);
+        }
+    }
+
+    /// As [`Self::reset`], for a slot that nobody has; next to nothing when there is nothing to forget.
+    pub fn forget_unless_plain(&self, slot: ReplicaSlot) {
+        if self.word(slot) & (OUT | CLOUDED) != 0 {
+            self.reset(slot);
         }
     }
 

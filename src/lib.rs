@@ -14,7 +14,7 @@
 //!
 //! | layer  | modules | rule |
 //! |--------|---------|------|
-//! | edge   | [`cli`], [`demo`], [`mock`], [`gateway`], [`admin`], [`proxy`], [`telemetry`] | all sockets, tasks and clock reads |
+//! | edge   | [`cli`], [`demo`], [`mock`], [`gateway`], [`admin`], [`proxy`], [`agent`], [`telemetry`] | all sockets, tasks and clock reads |
 //! | decide | [`pipeline`], [`policy`], [`learn`] | no I/O; `now` and randomness are arguments |
 //! | state  | [`prefix`], [`discovery`], [`fleet`], [`load`], [`health`] | many readers; fixed memory |
 //! | data   | [`parse`], [`wire`], [`config`], [`engine`] | pure; parse, don't validate |
@@ -30,6 +30,7 @@
 
 // -- edge: sockets, tasks, clock reads
 pub mod admin;
+pub mod agent;
 pub mod cli;
 pub mod demo;
 pub mod gateway;

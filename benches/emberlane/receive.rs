@@ -2,15 +2,20 @@
 //! the kernel, out of its generic hook and out of the driver.
 //!
 //! Two threads, a core each, in network namespaces of their own with a virtual cable (veth) between them: one sends
-//! beacons of 128 bytes with `sendmmsg`, as fast as it can but never more than [`WINDOW`] ahead, so that none is lost and
-//! every count is exact; the other receives and adds up their numbers. Contenders take turns, round by round.
+//! beacons of 128 bytes with `sendmmsg`, the other receives them and adds up their numbers, so that every count is exact.
+//! Contenders take turns, round by round.
 //!
-//! What is counted: the CPU time of the receiving thread, from its first beacon to its last. What the kernel does before a
-//! datagram waits at a socket or in a ring (its IP and UDP layers, or the XDP program and the copy to our memory) runs as
-//! a soft interrupt on the core of the sender, as over veth it does, and is charged to the sending thread; so the rows
-//! `both` add that thread's time, sending included. AF_XDP's time includes what the kernel does for the others: lengths
-//! and checksums. The rate is what came through, usually the sender's limit; the capacity is one second over the CPU time
-//! of a beacon: what one core could take.
+//! What is counted is the CPU time of the receiving thread, in two settings. With a backlog (`cpu`): 2,048 beacons wait
+//! and are then received at a stretch, as when more come than sleep is left between; what is compared with the goals.
+//! `rate` is beacons over wall time of the same, and `capacity` one second over the CPU time of a beacon: what one core
+//! could take if nothing else ran on it. And `live`: both threads run at once. A receiver that keeps up is then woken
+//! for a beacon or two at a time, which costs more than the beacons do. Ours naps a tenth of a millisecond when it pays;
+//! `recv_from` has no such thing, so `live` compares receivers and not system calls alone.
+//!
+//! What the kernel does before a datagram waits at a socket or in a ring (its IP and UDP layers, or the XDP program and
+//! the copy to our memory) runs as a soft interrupt, over veth on the core of the sender, and is charged to the sending
+//! thread; so the rows `both` add that thread's time, sending included. AF_XDP's time includes what the kernel does
+//! for the others: it checks lengths and checksums.
 #![expect(unsafe_code, reason = "sendmmsg, a thread's CPU time and SO_RCVBUFFORCE have no safe interface at hand")]
 #![expect(clippy::print_stderr, reason = "says why it does not run")]
 
@@ -18,11 +23,7 @@ use std::{
     net::UdpSocket,
     os::fd::AsRawFd,
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-        mpsc::channel,
-    },
+    sync::mpsc::{Receiver as Inbox, Sender, channel},
     time::{Duration, Instant},
 };
 
@@ -38,14 +39,14 @@ use crate::row::{Goal, Options, Row};
 const BEACON: usize = 128;
 /// Beacons a `sendmmsg`.
 const BURST: usize = 64;
-/// Beacons sent and not yet received, at most: less than any buffer on the way holds.
-const WINDOW: u64 = 2048;
-/// Beacons a round.
-const ROUND: u64 = 200_000;
+/// Beacons at a stretch: less than any buffer on the way holds, so that none is lost.
+const STRETCH: u64 = 2048;
+/// Stretches a round, of each contender in each setting.
+const STRETCHES: usize = 20;
 /// Where they go.
 const LISTEN: &str = "10.98.0.2:7946";
-/// A round that takes longer has lost some.
-const LIMIT: Duration = Duration::from_secs(60);
+/// How long a receiver waits for what must come.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Who receives.
 #[derive(Clone, Copy, PartialEq)]
@@ -69,20 +70,22 @@ impl Contender {
     }
 }
 
-/// One round.
-#[derive(Clone, Copy)]
+/// One round, a beacon.
+#[derive(Clone, Copy, Default)]
 struct Sample {
-    /// CPU time of the receiving thread, nanoseconds a beacon.
-    receiving: f64,
-    /// CPU time of both threads, nanoseconds a beacon.
+    /// CPU time of the receiving thread with a backlog, nanoseconds.
+    backlog: f64,
+    /// CPU time of both threads then, nanoseconds.
     both: f64,
-    /// Beacons a second.
-    rate: f64,
+    /// Wall time of receiving then, nanoseconds.
+    wall: f64,
+    /// CPU time of the receiving thread while the other sends, nanoseconds.
+    live: f64,
 }
 
 pub(crate) fn rows(options: &Options) -> Vec<Row> {
-    let (rounds, beacons) = (options.repeats(15), if options.quick { ROUND / 10 } else { ROUND });
-    match std::thread::spawn(move || measure(rounds, beacons)).join().unwrap() {
+    let rounds = options.repeats(20);
+    match std::thread::spawn(move || measure(rounds)).join().unwrap() {
         Ok(samples) => table(&samples),
         Err(reason) => {
             eprintln!("SKIP receive: {reason}");
@@ -102,86 +105,86 @@ fn table(rounds: &[[Sample; 4]]) -> Vec<Row> {
         let values = sorted(contender, field);
         values[values.len() / 2]
     };
-    let receiving: fn(&Sample) -> f64 = |sample| sample.receiving;
-    let (rival, theirs) = ("recv_from", median(Contender::RecvFrom, receiving));
+    let rival = "recv_from";
     let mut rows = Vec::new();
     for contender in Contender::ALL {
-        let (name, ours) = (contender.name(), median(contender, receiving));
-        let row = |figure: &str, value, unit| Row::new(format!("receive/{name}/{figure}"), value, unit);
-        rows.push(row("cpu", ours, "ns").against(rival, theirs));
-        let least = |contender| sorted(contender, receiving)[0];
-        rows.push(row("cpu-min", least(contender), "ns").against(rival, least(Contender::RecvFrom)));
-        let both = |contender| median(contender, |sample| sample.both);
-        rows.push(row("both", both(contender), "ns").against(rival, both(Contender::RecvFrom)));
-        let rate = |contender| median(contender, |sample| sample.rate) / 1e6;
-        rows.push(row("rate", rate(contender), "M/s").against(rival, rate(Contender::RecvFrom)));
-        let capacity = row("capacity", 1e3 / ours, "M/s").against(rival, 1e3 / theirs);
-        if contender == Contender::Native {
-            rows.push(capacity.goal(Goal::AtLeast(1.0)));
-            let share = Row::new("receive/af_xdp/cpu/share", ours / theirs, "x").against(rival, 1.0);
-            rows.push(share.goal(Goal::AtMost(0.25)));
-        } else {
-            rows.push(capacity);
-        }
+        let mut row = |figure: &str, unit, value: &dyn Fn(Contender) -> f64| {
+            let name = format!("receive/{}/{figure}", contender.name());
+            rows.push(Row::new(name, value(contender), unit).against(rival, value(Contender::RecvFrom)));
+        };
+        row("cpu", "ns", &|who| median(who, |sample| sample.backlog));
+        row("cpu-min", "ns", &|who| sorted(who, |sample| sample.backlog)[0]);
+        row("both", "ns", &|who| median(who, |sample| sample.both));
+        row("live", "ns", &|who| median(who, |sample| sample.live));
+        row("rate", "M/s", &|who| 1e3 / median(who, |sample| sample.wall));
+        row("capacity", "M/s", &|who| 1e3 / median(who, |sample| sample.backlog));
     }
+    rows.pop().into_iter().for_each(|capacity| rows.push(capacity.goal(Goal::AtLeast(1.0))));
+    let mut share = |name: &str, field: fn(&Sample) -> f64| {
+        let share = median(Contender::Native, field) / median(Contender::RecvFrom, field);
+        let row = Row::new(format!("receive/af_xdp/{name}/share"), share, "x").against(rival, 1.0);
+        rows.push(row.goal(Goal::AtMost(0.25)));
+    };
+    share("cpu", |sample| sample.backlog);
+    share("live", |sample| sample.live);
     rows
 }
 
 /// Lays the cable and lets the contenders take turns.
-fn measure(rounds: usize, beacons: u64) -> Result<Vec<[Sample; 4]>, String> {
-    let received = Arc::new(AtomicU64::new(0));
-    let ((tell, told), (go, gone), (report, reports)) = (channel(), channel::<u64>(), channel());
-    let sender = {
-        let received = Arc::clone(&received);
-        std::thread::spawn(move || {
-            pin(1);
-            let ready = own_network().map(|()| nix::unistd::gettid());
-            let is_ready = ready.is_ok();
-            tell.send(ready).unwrap();
-            for wanted in gone.iter().filter(|_| is_ready) {
-                if wanted == 0 {
-                    let _ = report.send(set_up_far_end());
-                } else {
-                    let _ = report.send(Ok(send(wanted, &received)));
-                }
-            }
-        })
-    };
+fn measure(rounds: usize) -> Result<Vec<[Sample; 4]>, String> {
+    let ((tell, told), (order, orders), (report, reports)) = (channel(), channel(), channel());
+    let far = std::thread::spawn(move || {
+        pin(1);
+        let ready = own_network().map(|()| nix::unistd::gettid());
+        let is_ready = ready.is_ok();
+        tell.send(ready).unwrap();
+        if is_ready {
+            send_on_order(&orders, &report);
+        }
+    });
     pin(0);
-    let far = told.recv().unwrap()?;
+    let far_thread = told.recv().unwrap()?;
     own_network()?;
     ip("link add near address 02:00:00:00:00:02 type veth peer name far address 02:00:00:00:00:01")?;
-    ip(&format!("link set far netns {far}"))?;
+    ip(&format!("link set far netns {far_thread}"))?;
     ip("addr add 10.98.0.2/24 dev near")?;
     ip("link set near up")?;
-    go.send(0).unwrap();
-    reports.recv().unwrap()?;
 
     let mut samples = Vec::new();
+    // The first round warms up.
     for round in 0..=rounds {
-        let mut sample = Vec::new();
-        for contender in Contender::ALL {
-            received.store(0, Relaxed);
-            let mut receiving = open(contender)?;
-            go.send(beacons).unwrap();
-            let (cpu, wall) = receiving(beacons, &received);
-            let sending = reports.recv().unwrap()?;
-            let each = |nanoseconds: f64| nanoseconds / beacons as f64;
-            sample.push(Sample { receiving: each(cpu), both: each(cpu + sending), rate: 1e9 / each(wall) });
+        let mut all = [Sample::default(); 4];
+        for (contender, sample) in Contender::ALL.into_iter().zip(&mut all) {
+            *sample = turn(contender, &order, &reports)?;
         }
-        // The first round warms up.
         if round > 0 {
-            samples.push(<[Sample; 4]>::try_from(sample).unwrap_or_else(|_| unreachable!("one for each")));
+            samples.push(all);
         }
     }
-    drop(go);
-    sender.join().unwrap();
+    drop(order);
+    far.join().unwrap();
     Ok(samples)
 }
 
-/// Receives so many beacons, counting into the cell the sender watches; returns CPU and wall time in nanoseconds, from the
-/// first beacon on.
-type Receive = Box<dyn FnMut(u64, &AtomicU64) -> (f64, f64)>;
+/// One contender's part of a round.
+fn turn(contender: Contender, order: &Sender<()>, reports: &Inbox<Result<f64, String>>) -> Result<Sample, String> {
+    let mut receive = open(contender)?;
+    let mut sum = Sample::default();
+    for _ in 0..STRETCHES {
+        order.send(()).unwrap();
+        let sending = reports.recv().unwrap()?;
+        let (cpu, wall) = receive();
+        sum = Sample { backlog: sum.backlog + cpu, both: sum.both + cpu + sending, wall: sum.wall + wall, ..sum };
+        order.send(()).unwrap();
+        sum.live += receive().0;
+        reports.recv().unwrap()?;
+    }
+    let each = |total: f64| total / (STRETCH as f64 * STRETCHES as f64);
+    Ok(Sample { backlog: each(sum.backlog), both: each(sum.both), wall: each(sum.wall), live: each(sum.live) })
+}
+
+/// Receives a stretch of beacons; returns CPU and wall time in nanoseconds.
+type Receive = Box<dyn FnMut() -> (f64, f64)>;
 
 fn open(contender: Contender) -> Result<Receive, String> {
     let (bypass, mode) = match contender {
@@ -194,38 +197,36 @@ fn open(contender: Contender) -> Result<Receive, String> {
     let config = ReceiveConfig { listen, interface, bypass, busy_poll: false };
     let mut receiver = Receiver::open(&config, 1).map_err(|error| error.to_string())?.remove(0);
     assert!(receiver.mode() == mode);
-    Ok(Box::new(move |beacons, received| {
-        let mut tally = Tally::default();
-        while tally.count < beacons {
+    Ok(Box::new(move || {
+        let mut tally = Tally::new();
+        while tally.count < STRETCH {
             if receiver.receive(|_, beacon| tally.add(beacon)).unwrap() == 0 {
                 receiver.wait(LIMIT).unwrap();
-            } else {
-                received.store(tally.count, Relaxed);
             }
         }
         let counters = receiver.counters();
-        assert_eq!(if mode == Mode::Socket { counters.through_socket } else { counters.bypassed }, beacons);
-        tally.finish(beacons)
+        assert_eq!(if mode == Mode::Socket { counters.bypassed } else { counters.through_socket }, 0);
+        tally.finish()
     }))
 }
 
-fn recv_from(socket: UdpSocket) -> impl FnMut(u64, &AtomicU64) -> (f64, f64) {
-    move |beacons, received| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+fn recv_from(socket: UdpSocket) -> impl FnMut() -> (f64, f64) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    let socket = runtime.block_on(async { tokio::net::UdpSocket::from_std(socket).unwrap() });
+    let mut buffer = [0; 2048];
+    move || {
         runtime.block_on(async {
-            let socket = tokio::net::UdpSocket::from_std(socket.try_clone().unwrap()).unwrap();
-            let (mut buffer, mut tally) = ([0; 2048], Tally::default());
-            while tally.count < beacons {
+            let mut tally = Tally::new();
+            while tally.count < STRETCH {
                 let (length, _) = socket.recv_from(&mut buffer).await.unwrap();
                 tally.add(&buffer[..length]);
-                received.store(tally.count, Relaxed);
             }
-            tally.finish(beacons)
+            tally.finish()
         })
     }
 }
 
-/// A plain socket that holds a window of beacons.
+/// A plain socket that holds a stretch of beacons.
 fn kernel_socket() -> UdpSocket {
     let socket = UdpSocket::bind(LISTEN).unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -238,58 +239,68 @@ fn kernel_socket() -> UdpSocket {
     socket
 }
 
-/// What a receiver has seen.
-#[derive(Default)]
+/// What a receiver has seen of a stretch.
 struct Tally {
     count: u64,
     sum: u64,
-    start: Option<(f64, Instant)>,
+    cpu: f64,
+    start: Instant,
 }
 
 impl Tally {
+    fn new() -> Self {
+        Self { count: 0, sum: 0, cpu: cpu_ns(), start: Instant::now() }
+    }
+
     fn add(&mut self, beacon: &[u8]) {
-        if self.count == 0 {
-            self.start = Some((cpu_ns(), Instant::now()));
-        }
         assert_eq!(beacon.len(), BEACON);
         self.sum += u64::from_le_bytes(*beacon.first_chunk().unwrap());
         self.count += 1;
     }
 
-    /// Asserts that every number came once; returns CPU and wall time since the first, nanoseconds.
-    fn finish(self, beacons: u64) -> (f64, f64) {
-        assert_eq!((self.count, self.sum), (beacons, beacons * (beacons - 1) / 2));
-        let (cpu, wall) = self.start.unwrap();
-        (cpu_ns() - cpu, wall.elapsed().as_nanos() as f64)
+    /// CPU and wall time since the start, nanoseconds; asserts that every number came once.
+    fn finish(self) -> (f64, f64) {
+        let times = (cpu_ns() - self.cpu, self.start.elapsed().as_nanos() as f64);
+        assert_eq!((self.count, self.sum), (STRETCH, STRETCH * (STRETCH - 1) / 2));
+        times
     }
 }
 
-/// Sends so many beacons, never more than a window ahead of the receiver; returns the CPU time it took without the
-/// waiting, nanoseconds.
-fn send(beacons: u64, received: &AtomicU64) -> f64 {
-    let socket = UdpSocket::bind("10.98.0.1:0").unwrap();
-    socket.connect(LISTEN).unwrap();
-    let start = Instant::now();
-    let (mut sent, mut spent) = (0, 0.0);
+/// At the far end: sends a stretch for each order, and reports the CPU time it took, nanoseconds.
+fn send_on_order(orders: &Inbox<()>, report: &Sender<Result<f64, String>>) {
+    let mut socket = None;
+    for () in orders {
+        let sent = match &socket {
+            Some(socket) => Ok(send(socket)),
+            None => set_up_far_end().map(|new| send(socket.insert(new))),
+        };
+        let _ = report.send(sent);
+    }
+}
+
+fn set_up_far_end() -> Result<UdpSocket, String> {
+    ip("addr add 10.98.0.1/24 dev far")?;
+    ip("link set far up")?;
+    ip("neigh replace 10.98.0.2 lladdr 02:00:00:00:00:02 dev far nud permanent")?;
+    let socket = UdpSocket::bind("10.98.0.1:0").map_err(|error| error.to_string())?;
+    socket.connect(LISTEN).map_err(|error| error.to_string())?;
+    Ok(socket)
+}
+
+fn send(socket: &UdpSocket) -> f64 {
+    let before = cpu_ns();
     let mut bytes = [[0x5a_u8; BEACON]; BURST];
-    while sent < beacons {
-        while sent + BURST as u64 > received.load(Relaxed) + WINDOW {
-            std::hint::spin_loop();
-            assert!(start.elapsed() < LIMIT, "{sent} beacons sent, {} received", received.load(Relaxed));
-        }
-        let before = cpu_ns();
-        let count = BURST.min(usize::try_from(beacons - sent).unwrap());
-        for (beacon, number) in bytes.iter_mut().zip(sent..) {
+    for first in (0..STRETCH).step_by(BURST) {
+        for (beacon, number) in bytes.iter_mut().zip(first..) {
             *beacon.first_chunk_mut().unwrap() = number.to_le_bytes();
         }
-        sent += burst(&socket, &mut bytes, count);
-        spent += cpu_ns() - before;
+        burst(socket, &mut bytes);
     }
-    spent
+    cpu_ns() - before
 }
 
-/// Sends the first `count` beacons in one system call; returns how many it took.
-fn burst(socket: &UdpSocket, beacons: &mut [[u8; BEACON]; BURST], count: usize) -> u64 {
+/// Sends them all in one system call.
+fn burst(socket: &UdpSocket, beacons: &mut [[u8; BEACON]; BURST]) {
     let part = |beacon: &mut [u8; BEACON]| libc::iovec { iov_base: beacon.as_mut_ptr().cast(), iov_len: BEACON };
     let mut parts = beacons.each_mut().map(part);
     // SAFETY: all-zero is a valid `mmsghdr`.
@@ -298,10 +309,10 @@ fn burst(socket: &UdpSocket, beacons: &mut [[u8; BEACON]; BURST], count: usize) 
         header.msg_hdr.msg_iov = part;
         header.msg_hdr.msg_iovlen = 1;
     }
-    let (fd, count) = (socket.as_raw_fd(), u32::try_from(count).unwrap());
+    let (fd, count) = (socket.as_raw_fd(), u32::try_from(BURST).unwrap());
     // SAFETY: `count` headers, each with one buffer of the length given; all live to the end of the call.
-    let done = unsafe { libc::sendmmsg(fd, headers.as_mut_ptr(), count, 0) };
-    u64::try_from(done).expect("a beacon cannot be sent")
+    let sent = unsafe { libc::sendmmsg(fd, headers.as_mut_ptr(), count, 0) };
+    assert_eq!(usize::try_from(sent), Ok(BURST), "{}", std::io::Error::last_os_error());
 }
 
 /// CPU time of this thread, nanoseconds.
@@ -311,13 +322,6 @@ fn cpu_ns() -> f64 {
     let got = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     assert_eq!(got, 0);
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
-}
-
-fn set_up_far_end() -> Result<f64, String> {
-    ip("addr add 10.98.0.1/24 dev far")?;
-    ip("link set far up")?;
-    ip("neigh replace 10.98.0.2 lladdr 02:00:00:00:00:02 dev far nud permanent")?;
-    Ok(0.0)
 }
 
 /// Keeps this thread on `core`, where there are so many.

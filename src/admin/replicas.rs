@@ -1,5 +1,6 @@
 //! `/replicas`: what is known of each replica, where its load comes from, how old that is, and why nothing better is known.
 
+use super::drain::health_fields;
 use crate::clock::Now;
 use crate::discovery::Source;
 use crate::fleet::Replica;
@@ -52,7 +53,7 @@ fn one(core: &Core, replica: &Replica, snapshot: &Snapshot, heard: Option<Heard>
         "samples": core.shared.rates.samples(slot),
     });
     if let Some(row) = row.as_object_mut() {
-        row.insert("state".to_owned(), core.shared.health.state(slot, now).as_str().into());
+        row.extend(health_fields(core, replica, now));
     }
     row
 }

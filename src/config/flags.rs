@@ -71,7 +71,8 @@ fn policy_parameters(root: &mut Node) -> Option<&mut Node> {
     matches!(policy.value.value, Value::Map(_)).then_some(&mut policy.value)
 }
 
-fn list(texts: &[String]) -> Value {
+/// A list of texts.
+pub(crate) fn list(texts: &[String]) -> Value {
     Value::List(texts.iter().map(|text| Node { mark: Mark::FLAG, value: Value::Scalar(text.clone()) }).collect())
 }
 
@@ -89,7 +90,7 @@ fn put_within(root: &mut Node, section: &'static str, key: &str, label: &'static
 }
 
 /// Sets a field of a map. Anything but a map or an empty file is left as it is: reading it is an error anyway.
-fn put(map: &mut Node, key: &str, label: &'static str, value: Value) {
+pub(crate) fn put(map: &mut Node, key: &str, label: &'static str, value: Value) {
     if matches!(map.value, Value::Null) {
         map.value = Value::Map(Vec::new());
     }

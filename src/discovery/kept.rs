@@ -103,8 +103,8 @@ mod tests {
         assert_eq!(pauses, [1, 2, 4, 8, 10, 10]);
         assert_eq!(kept.items(), [1, 2]);
         kept.take(Answer::Some(vec![3], s(5)), at(9));
-        assert_eq!(kept.items(), [3]);
         assert_eq!(kept.take(Answer::Failed, at(9)), s(1));
+        assert_eq!(kept.items(), [3]);
     }
 
     #[test]

@@ -64,7 +64,7 @@ fn kind(line: &[u8]) -> Kind<'_> {
 impl<'p> Line<'p> {
     /// The labels and the value, unless the line is broken. A time stamp after the value is left out.
     pub(crate) fn parts(&self) -> Option<(Labels<'p>, f64)> {
-        let (labels, rest) = match self.rest.strip_prefix(b"{") {
+        let (labels, rest) = match self.rest.trim_ascii_start().strip_prefix(b"{") {
             Some(inner) => {
                 let end = end_of_labels(inner)?;
                 (inner.get(..end)?, inner.get(end + 1..)?)
@@ -186,8 +186,7 @@ mod tests {
         assert!(labels.has("a", "1") && !labels.has("a", "2"));
         let (name, labels, value) = only("bare   7").unwrap();
         assert_eq!((name.as_str(), labels.text.len(), value.to_bits()), ("bare", 0, 7_f64.to_bits()));
-        assert_eq!(only("spaced { a = \"1\" , b=\"2\", } 3").unwrap().1.get("b"), None, "no space before the brace");
-        assert_eq!(only("spaced{ a = \"1\" , b=\"2\", } 3").unwrap().1.get("b").as_deref(), Some("2"));
+        assert_eq!(only("spaced { a = \"1\" , b=\"2\", } 3").unwrap().1.get("b").as_deref(), Some("2"));
     }
 
     #[test]

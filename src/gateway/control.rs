@@ -16,9 +16,11 @@ mod watch;
 use self::find::senders;
 use self::sources::{Change, Sources};
 use self::watch::Watch;
+use super::check;
 use crate::config::{self, Config};
 use crate::discovery::{DiscoveryStatus, Merged, News, Sayings};
 use crate::fleet::{Discovered, Fleet, Membership, Registry, Replica};
+use crate::health::Arrival;
 use crate::pipeline::{Snapshot, TokenRatios};
 use crate::proxy::Core;
 use parking_lot::Mutex;
@@ -93,6 +95,11 @@ impl Control {
             core,
         };
         (control, Inbox { changes, news })
+    }
+
+    /// What all share.
+    pub(super) fn core(&self) -> Arc<Core> {
+        Arc::clone(&self.core)
     }
 
     /// Runs until `stop` is sent or dropped.
@@ -245,7 +252,10 @@ impl Control {
         for &slot in change.joined.iter().chain(&change.left) {
             self.core.plane.heard.forget(slot);
         }
-        self.core.shared.apply(change, &snapshot, self.core.clock.now());
+        let now = self.core.clock.now();
+        self.core.shared.apply(change, &snapshot, now);
+        let arrival = if self.core.checked.load(Relaxed) { Arrival::Later } else { Arrival::AtStart };
+        check::welcome(&self.core.shared, change, &snapshot.config, arrival, now);
         self.core.snapshot.store(snapshot);
     }
 

@@ -230,16 +230,14 @@ pub(super) fn next(state: State, event: Event, now: Now) -> (State, Effects) {
             effects.check_now = true;
         }
         Event::Left => after = State::default(),
-        Event::Trusted => match state.phase {
-            Phase::Starting | Phase::InVain | Phase::Down(Cause::Checks | Cause::Silence) => {
+        Event::Trusted => {
+            if is_out(&state) && state.said != Said::NotReady {
                 recover(&mut after, &mut effects);
             }
-            Phase::Healthy | Phase::Ejected { .. } | Phase::Down(Cause::NotReady) => {}
-        },
+        }
         Event::CheckOk => {
             (after.checks_failed, after.is_slow) = (0, false);
-            let is_out = matches!(state.phase, Phase::Starting | Phase::InVain | Phase::Down(_));
-            if is_out && state.said != Said::NotReady {
+            if is_out(&state) && state.said != Said::NotReady {
                 recover(&mut after, &mut effects);
             }
         }
@@ -275,6 +273,11 @@ pub(super) fn next(state: State, event: Event, now: Now) -> (State, Effects) {
     (after, effects)
 }
 
+/// Whether any good sign is enough to bring it back.
+const fn is_out(state: &State) -> bool {
+    matches!(state.phase, Phase::Starting | Phase::InVain | Phase::Down(_))
+}
+
 /// The first good sign.
 const fn recover(state: &mut State, effects: &mut Effects) {
     effects.warms_up = state.is_new;
@@ -300,7 +303,9 @@ fn request_ok(state: &mut State, effects: &mut Effects) {
     state.ejections = 0;
     match state.phase {
         Phase::Starting | Phase::InVain if state.said != Said::NotReady => recover(state, effects),
-        Phase::Ejected { .. } => state.phase = Phase::Healthy,
+        Phase::Ejected { .. } => {
+            (state.phase, effects.warms_up, state.is_new) = (Phase::Healthy, state.is_new, false);
+        }
         // Those that are down end what they began: that says nothing of what they would do with more.
         Phase::Starting | Phase::InVain | Phase::Healthy | Phase::Down(_) => {}
     }

@@ -5,7 +5,7 @@ use super::Placement;
 use crate::clock::Now;
 use crate::config::Config;
 use crate::fleet::{Engine, Fleet, Membership, Replica};
-use crate::health::HealthColumns;
+use crate::health::{DrainCause, HealthColumns};
 use crate::id::{PoolId, ReplicaSlot};
 use crate::learn::{LearnedRates, Member, Rates, Sample, TokenRatio};
 use crate::load::LoadColumns;
@@ -89,6 +89,9 @@ impl Shared {
             self.load.take_up(slot, now);
             self.health.reset(slot);
             self.rates.reset(slot);
+        }
+        for replica in &snapshot.fleet.replicas {
+            self.health.set_drain(replica.slot, DrainCause::File, replica.config.drain);
         }
         let likes = models_in_common(&snapshot.fleet);
         let members: Vec<_> = snapshot.fleet.replicas.iter().map(|replica| member(replica, &likes)).collect();

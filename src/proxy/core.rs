@@ -30,6 +30,8 @@ pub struct Core {
     pub slots_max: usize,
     /// True once every replica has been asked what it serves, or has had the time to say: `/readyz` waits for that.
     pub asked: AtomicBool,
+    /// True once the health of every replica has been checked, or could have been: `/readyz` waits for that too.
+    pub checked: AtomicBool,
     /// True once the process is stopping: `/readyz` says so.
     pub stopping: AtomicBool,
     /// The last reload's error, for `/config`.
@@ -65,6 +67,7 @@ impl Core {
             shared,
             slots_max,
             asked: AtomicBool::new(false),
+            checked: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),

@@ -19,6 +19,7 @@ use crate::telemetry::record::{Ending, Record};
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Header with a decision as compact JSON, on request.
 const DECISION_HEADER: &str = "x-emberlane-decision";
@@ -74,15 +75,27 @@ impl Exchange<'_> {
         self.record(outcome);
         match (then, reject) {
             (Then::Reuse, _) => true,
-            (Then::Tell, Some(reject)) => respond::reject(self.session, self.dialect, reject).await,
+            (Then::Tell, Some(reject)) => {
+                let retry_after = self.retry_after(reject);
+                respond::reject(self.session, self.dialect, reject, retry_after).await
+            }
             (Then::TellAndClose, Some(reject)) => {
                 self.session.set_keepalive(None);
-                respond::reject(self.session, self.dialect, reject).await;
+                let retry_after = self.retry_after(reject);
+                respond::reject(self.session, self.dialect, reject, retry_after).await;
                 body::linger(self.session).await;
                 false
             }
             (Then::Close | Then::Tell | Then::TellAndClose, _) => false,
         }
+    }
+
+    /// When it may be better: where no replica takes requests, not before one of them is checked again.
+    fn retry_after(&self, reject: Reject) -> Option<Duration> {
+        if reject == Reject::NoReplica {
+            return Some(self.shard.core.shared.health.retry_after(self.shard.core.clock.now()));
+        }
+        reject.retry_after()
     }
 
     async fn answer(&mut self) -> Outcome {

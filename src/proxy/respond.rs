@@ -7,6 +7,7 @@ use bytes::Bytes;
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use serde_json::json;
+use std::time::Duration;
 
 /// Shape of an error body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,15 +65,20 @@ impl Dialect {
     }
 }
 
-/// Writes `reject` to the client. False when the connection cannot be used again.
-pub(super) async fn reject(session: &mut ServerSession, dialect: Dialect, reject: Reject) -> bool {
+/// Writes `reject` to the client, who may try again after `retry_after`. False when the connection cannot be used again.
+pub(super) async fn reject(
+    session: &mut ServerSession,
+    dialect: Dialect,
+    reject: Reject,
+    retry_after: Option<Duration>,
+) -> bool {
     let body = dialect.error_body(reject);
     let mut headers = vec![("content-type", "application/json".to_owned())];
     if reject == Reject::MethodNotAllowed {
         headers.push(("allow", "POST".to_owned()));
     }
-    if let Some(wait) = reject.retry_after() {
-        headers.push(("retry-after", wait.as_secs().max(1).to_string()));
+    if let Some(wait) = retry_after {
+        headers.push(("retry-after", wait.as_secs_f64().ceil().max(1.0).to_string()));
     }
     whole(session, reject.status(), &headers, Bytes::from(body)).await
 }

@@ -141,7 +141,7 @@ impl Shard {
         if let Err(reject) = headers::check_head(session) {
             session.set_keepalive(None);
             self.metrics.refused_heads.inc();
-            respond::reject(session, dialect, reject).await;
+            respond::reject(session, dialect, reject, reject.retry_after()).await;
             body::linger(session).await;
             return false;
         }
@@ -174,10 +174,10 @@ impl Shard {
     async fn refuse(&self, session: &mut ServerSession, dialect: Dialect, reject: Reject) -> bool {
         self.metrics.refused_route(reject);
         if session.is_body_empty() {
-            return respond::reject(session, dialect, reject).await;
+            return respond::reject(session, dialect, reject, reject.retry_after()).await;
         }
         session.set_keepalive(None);
-        respond::reject(session, dialect, reject).await;
+        respond::reject(session, dialect, reject, reject.retry_after()).await;
         body::linger(session).await;
         false
     }

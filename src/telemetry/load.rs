@@ -22,6 +22,8 @@ pub struct LoadMetrics {
     pub lost_news: IntCounter,
     /// Pages read by the gateway itself, by result.
     pub scrapes: IntCounterVec,
+    /// Health checks, by result.
+    pub checks: IntCounterVec,
     /// Engines that restarted or emptied their cache, as beacons told.
     pub restarts: IntCounter,
     /// Times a replica that was heard fell silent.
@@ -56,6 +58,7 @@ impl LoadMetrics {
             lost_news: lost.with_label_values(&["news_full"]),
             lost,
             scrapes: counters("emberlane_scrapes_total", "Metrics pages of engines read, by result.", "result"),
+            checks: counters("emberlane_health_checks_total", "Health checks that ended, by result.", "result"),
             restarts: counter("emberlane_replica_restarts_total", "Engines that restarted or emptied their cache."),
             silences: counter("emberlane_replica_silences_total", "Times the load reports of a replica stopped."),
             floods: counter("emberlane_beacon_floods_total", "Times ingest paused because of too many bad datagrams."),

@@ -3,8 +3,9 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use emberlane::clock::Clock;
 use emberlane::wire::beacon::{Facts, Head, Load, Message, SenderId};
 use emberlane::wire::key::Keys;
 use serde_json::Value;
@@ -21,7 +22,7 @@ const SEED: u64 = 20_261_125;
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn unix_ns() -> u64 {
-    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
+    Clock::unix_ns()
 }
 
 /// One replica's agent, in the test's hands.
@@ -116,7 +117,7 @@ impl World {
     fn metric(&self, name: &str, label: &str) -> u64 {
         let page = self.gateway.admin_get("/metrics").text();
         let of = |line: &&str| line.split(['{', ' ']).next() == Some(name) && line.contains(label);
-        page.lines().filter(of).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
+        page.lines().filter(of).map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 
     fn taken(&self) -> u64 {
@@ -163,7 +164,7 @@ fn half_of_the_beacons_are_enough() {
     world.wait_judged(sent);
     assert_eq!(world.taken(), sent, "what arrived counts");
     ages.sort_unstable();
-    println!(
+    eprintln!(
         "50 % loss: {sent} of 400 beacons arrived, all were taken; behind by {} periods in the median, {} at most",
         ages[ages.len() / 2],
         ages[ages.len() - 1]
@@ -194,7 +195,7 @@ fn beacons_out_of_order_and_twice_never_turn_back_time() {
     assert_eq!(world.taken(), rises, "seed {SEED}");
     let (late, replayed) = (world.refused("late"), world.refused("replayed"));
     assert_eq!(late + replayed, sent - rises, "seed {SEED}");
-    println!("reordered and doubled: {sent} sent, {rises} taken, {late} late, {replayed} a second time");
+    eprintln!("reordered and doubled: {sent} sent, {rises} taken, {late} late, {replayed} a second time");
 }
 
 /// A clock that is an hour off is found at the first beacon, named, and costs nobody else anything.
@@ -214,7 +215,7 @@ fn a_clock_one_hour_off_is_refused_and_named() {
     assert_eq!(off["load_source"], "gateway", "{off}");
     assert!(off["load_why"].as_str().unwrap().contains("clock"), "{off}");
     assert_eq!(good["running"], 49);
-    println!("a clock an hour off: 50 of 50 refused, the other replica's 50 of 50 taken");
+    eprintln!("a clock an hour off: 50 of 50 refused, the other replica's 50 of 50 taken");
 }
 
 /// Whoever has no key, a wrong one or somebody else's sequence changes nothing.
@@ -250,7 +251,7 @@ fn forged_and_replayed_beacons_change_nothing() {
         .into_iter()
         .collect();
     assert_eq!(refused, [("not_signed", FORGED), ("wrong_mac", FORGED + 1), ("unknown_key", FORGED), ("replayed", 50)]);
-    println!("forged and replayed: {refused:?}, nothing changed");
+    eprintln!("forged and replayed: {refused:?}, nothing changed");
 }
 
 /// An agent dies: within a few periods its replica is priced by what the gateway itself has there, and says so.
@@ -272,12 +273,15 @@ fn an_agent_that_dies_leaves_a_stale_replica_not_a_lost_one() {
     let silent = world.replica(0);
     assert_eq!((silent["running"].clone(), silent["state"].clone()), (0.into(), "healthy".into()), "{silent}");
     assert!(silent["load_why"].as_str().unwrap().contains("priced by what the gateway has"), "{silent}");
-    wait_for("the silence to be counted", LIMIT, || world.metric("emberlane_replica_silences_total", "") >= 1);
+    wait_for("the silence to be counted", LIMIT, || {
+        agents[1].say(running(40));
+        world.metric("emberlane_replica_silences_total", "") == 1
+    });
     // 40 requests of other gateways are at the one that is heard, none that anybody knows of at the other.
     let answer = world.gateway.post(PATH, &chat("hello"));
     assert_eq!(answer.status(), 200);
     assert_eq!((world.backends[0].posts(), world.backends[1].posts()), (1, 0));
-    println!("an agent that dies: by own in-flight after {took:?} (period 50 ms: weight falls from 150 ms to 300 ms)");
+    eprintln!("an agent that dies: by own in-flight after {took:?} (period 50 ms: weight falls from 150 ms to 300 ms)");
 }
 
 /// The engine restarts at the same address: its prefixes are forgotten by the first beacon that says so.
@@ -297,7 +301,7 @@ fn a_restarted_engine_is_cold_after_one_beacon() {
     home();
     let warm = home();
     let warm_tokens = warm["chosen"]["warm_tokens"].as_f64().unwrap();
-    assert!(warm_tokens > 1_000.0, "{warm}");
+    assert!(warm_tokens > 100.0, "{warm}");
     let id = warm["chosen"]["replica"].as_str().unwrap().to_owned();
     let place = world.gateway.replicas().iter().position(|replica| replica["id"] == id.as_str()).unwrap();
     let before = world.taken();
@@ -308,7 +312,7 @@ fn a_restarted_engine_is_cold_after_one_beacon() {
     let took = restarted.elapsed();
     assert_eq!(world.taken(), before + 1, "by one beacon");
     assert_eq!(world.metric("emberlane_replica_restarts_total", ""), 1);
-    println!("an engine that restarts: {warm_tokens} warm tokens forgotten {took:?} after its first beacon");
+    eprintln!("an engine that restarts: {warm_tokens} warm tokens forgotten {took:?} after its first beacon");
     // A beacon of the engine before, late: it changes nothing.
     agents[place].head.incarnation -= 1_000_000;
     agents[place].say(running(9));

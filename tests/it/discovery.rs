@@ -77,6 +77,13 @@ fn wait_fleet(gateway: &Gateway, wanted: &[String]) {
     let mut wanted = wanted.to_vec();
     wanted.sort();
     wait_for(&format!("the fleet {wanted:?}"), SOON, || fleet(gateway) == wanted);
+    wait_for("newcomers to take requests", SOON, || gateway.states().iter().all(|state| state == "healthy"));
+}
+
+/// Waits until all replicas have shown that they are well: until then the new ones get nothing.
+#[track_caller]
+fn wait_well(gateway: &Gateway) {
+    wait_for("all to be well", SOON, || gateway.states().iter().all(|state| state == "healthy"));
 }
 
 /// What `/config` tells of the only source of that kind.
@@ -113,6 +120,7 @@ fn replicas_of_a_file_come_and_go_under_load() {
             list.replace(listed);
         }
         wait_fleet(&gateway, listed);
+        wait_well(&gateway);
         assert_shares(&load, &backends, listed);
     }
     load.stop();
@@ -251,6 +259,7 @@ fn replicas_of_a_name_come_and_go_under_load() {
     for listed in [0..1, 0..addresses.len(), 1..addresses.len()] {
         server.set_addresses("engines.test", 1, &addresses[listed.clone()]);
         wait_fleet(&gateway, &urls[listed.clone()]);
+        wait_well(&gateway);
         assert_shares(&load, &backends, &urls[listed]);
     }
     let last = &urls[1..];
@@ -305,4 +314,34 @@ fn services_of_a_name_are_replicas() {
     load.wait_more(20);
     load.stop();
     assert!(two.posts() > 0);
+}
+
+/// Whether the replica at `url` drains because a list says so.
+fn drains(gateway: &Gateway, url: &str) -> bool {
+    let is_it = |row: &&Value| row["url"].as_str().unwrap().trim_end_matches('/') == url;
+    gateway.replicas().iter().find(is_it).is_some_and(|row| row["draining"] == serde_json::json!(["file"]))
+}
+
+#[test]
+fn a_replica_drains_by_the_file_and_by_the_configuration_under_load() {
+    let (backends, urls) = backends(2);
+    let list = List::of(&urls);
+    let drained = |place: usize| format!("- {}\n- {{ url: \"{}\", drain: true }}\n", urls[1 - place], urls[place]);
+    let gateway = Setup::new(&[]).policy("round_robin").yaml(&by_file(&list.path())).start();
+    let load = Load::start(gateway.listen, 4);
+    list.edit(&drained(0));
+    wait_for("the first to drain", SOON, || drains(&gateway, &urls[0]));
+    assert_shares(&load, &backends, &urls[1..]);
+    list.edit(&text(&urls));
+    wait_for("the drain to end", SOON, || !drains(&gateway, &urls[0]));
+    assert_shares(&load, &backends, &urls);
+
+    let fixed = gateway.setup.file_text(&[]).replace("replicas:\n", &format!("replicas:\n{}", drained(1)));
+    gateway.reload(&fixed);
+    wait_for("the second to drain", SOON, || drains(&gateway, &urls[1]));
+    assert_shares(&load, &backends, &urls[..1]);
+    gateway.reload(&gateway.setup.file_text(&[]));
+    wait_for("the file to count again", SOON, || !drains(&gateway, &urls[1]));
+    assert_shares(&load, &backends, &urls);
+    load.stop();
 }

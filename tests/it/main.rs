@@ -2,6 +2,7 @@
 //! engines and real llama.cpp servers. One binary, so that it links once; `support` holds what the tests share.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail by panicking")]
 
+mod agent;
 mod bad_input;
 mod beacon_format;
 mod beacons;
@@ -13,6 +14,7 @@ mod discovery;
 mod ejection;
 mod engines;
 mod framing;
+mod health;
 mod passthrough;
 mod placement;
 mod recorded;

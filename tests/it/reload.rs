@@ -64,6 +64,7 @@ fn replicas_come_and_go_under_load() {
         let kept = if turn % 2 == 0 { &urls[1..] } else { &urls[..2] };
         gateway.reload(&gateway.setup.file_text(kept));
         wait_for("the new file to be in force", Duration::from_secs(5), || replica_urls(&gateway) == kept);
+        wait_for("the new replica to be well", Duration::from_secs(5), || gateway.states() == ["healthy"; 2]);
         let (gone, come) = if turn % 2 == 0 { (0, 2) } else { (2, 0) };
         let before = backends[come].posts();
         load.wait_more(50);

@@ -7,6 +7,7 @@ pub(crate) mod gateway;
 pub(crate) mod h2c;
 pub(crate) mod http;
 pub(crate) mod load;
+pub(crate) mod pages;
 pub(crate) mod process;
 pub(crate) mod time;
 

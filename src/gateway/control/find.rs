@@ -7,6 +7,7 @@ use crate::config::DiscoveryConfig;
 use crate::discovery::{DiscoveryStatus, News, Registration, Source};
 use crate::fleet::{Discovered, Fleet, Replica};
 use crate::id::ReplicaSlot;
+use crate::load::report::LoadSource;
 use crate::pipeline::Snapshot;
 use crate::wire::beacon::SenderId;
 use std::collections::{HashMap, HashSet};
@@ -33,7 +34,8 @@ impl Control {
             self.find(&config.discovery, inbox).await;
             self.refresh();
         }
-        self.core.plane.gate.set_directory(senders(&self.core.snapshot.load().fleet, &self.sources.lock()));
+        let snapshot = self.core.snapshot.load();
+        self.core.plane.gate.set_directory(senders(&snapshot.fleet, &self.sources.lock()));
     }
 
     /// Starts to follow what `config` names, and waits a while for the first word of each.
@@ -125,7 +127,10 @@ impl Control {
         }
         let slots: HashMap<&str, ReplicaSlot> =
             snapshot.fleet.replicas.iter().map(|replica| (replica.authority.as_str(), replica.slot)).collect();
-        let heard = |own: &str| Some(self.core.plane.heard.last(*slots.get(own)?)?.at);
+        let heard = |own: &str| {
+            let word = self.core.plane.heard.last(*slots.get(own)?)?;
+            (word.source == LoadSource::Beacon).then_some(word.at)
+        };
         let (after, now) = (snapshot.config.discovery.expire, self.core.clock.now());
         let gone = sources.registered.expire(after, now, heard);
         for replica in &gone {

@@ -96,7 +96,8 @@ fn hint(error: &io::Error) -> &'static str {
 
 /// Receive queues that get a socket. Datagrams of further ones go on to the kernel and its socket.
 const QUEUES_MAX: u32 = 64;
-/// Frames of all sockets together (2 KiB each), and of one: enough for 2 to 4 ms of a million beacons a second.
+/// Frames of all sockets together (2 KiB each), and of one, which then holds 4 ms of a million beacons a second; with 64
+/// queues, each of which gets fewer beacons, an eighth of that.
 const FRAMES_TOTAL: u32 = 32_768;
 const FRAMES_MAX: u32 = 4096;
 /// The kernel gives a closed socket's queue free a little later.

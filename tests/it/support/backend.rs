@@ -4,7 +4,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -127,6 +127,7 @@ struct Shared {
     handler: Box<Handler>,
     posts: AtomicUsize,
     running: AtomicUsize,
+    health: AtomicU16,
     received: Mutex<Vec<Received>>,
     connections: Mutex<Vec<TcpStream>>,
     accepted: AtomicUsize,
@@ -163,6 +164,7 @@ impl Backend {
             handler: Box::new(handler),
             posts: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
+            health: AtomicU16::new(200),
             received: Mutex::new(Vec::new()),
             connections: Mutex::new(Vec::new()),
             accepted: AtomicUsize::new(0),
@@ -178,6 +180,16 @@ impl Backend {
     /// Starts one that completes every chat.
     pub(crate) fn completing() -> Self {
         Self::start(|exchange| exchange.completion())
+    }
+
+    /// From now on `GET /health` is answered with this status.
+    pub(crate) fn set_health(&self, status: u16) {
+        self.shared.health.store(status, Ordering::SeqCst);
+    }
+
+    /// Its id in the gateway.
+    pub(crate) fn id(&self) -> String {
+        self.address.to_string()
     }
 
     /// Its URL.
@@ -246,7 +258,8 @@ fn serve(stream: &mut TcpStream, shared: &Shared) -> io::Result<()> {
                 _ => b"{}",
             };
             let mut exchange = Exchange { stream, close: false };
-            exchange.answer(200, &[("content-type", "application/json")], body)?;
+            let status = if request.path == "/health" { shared.health.load(Ordering::SeqCst) } else { 200 };
+            exchange.answer(status, &[("content-type", "application/json")], body)?;
             continue;
         }
         shared.posts.fetch_add(1, Ordering::SeqCst);

@@ -33,9 +33,12 @@ pub(crate) struct NameServer {
     thread: Option<JoinHandle<()>>,
 }
 
+/// By name: the TTL in seconds, and what there is.
+type Zone = BTreeMap<String, (u32, Vec<Data>)>;
+
 #[derive(Debug, Default)]
 struct Shared {
-    zone: Mutex<BTreeMap<String, (u32, Vec<Data>)>>,
+    zone: Mutex<Zone>,
     fails: AtomicBool,
     asked: AtomicUsize,
     stopping: AtomicBool,

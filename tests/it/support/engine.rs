@@ -29,19 +29,26 @@ impl Engine {
             skip("llama.cpp engines: run ./x setup first");
             return None;
         }
-        let start = |_| {
-            let address = free_address();
-            let mut command = Command::new(&python);
-            command.arg(root().join("tests/engines/tiny_engine.py")).arg("serve").arg(&model);
-            command.args(["--port", &address.port().to_string(), "--alias", "m"]);
-            command.args(["--slots", &slots.to_string(), "--ctx", &context.to_string()]);
-            Self { address, process: Process::start("llama.cpp", &mut command) }
-        };
+        let start = |_| Self::start_llama(free_address(), slots, context);
         let engines: Vec<Self> = (0..count).map(start).collect();
         for engine in &engines {
             engine.wait_healthy();
         }
         Some(engines)
+    }
+
+    fn start_llama(address: SocketAddr, slots: usize, context: usize) -> Self {
+        let mut command = Command::new(target("venv/bin/python"));
+        command.arg(root().join("tests/engines/tiny_engine.py")).arg("serve").arg(target("engines"));
+        command.args(["--port", &address.port().to_string(), "--alias", "m"]);
+        command.args(["--slots", &slots.to_string(), "--ctx", &context.to_string()]);
+        Self { address, process: Process::start("llama.cpp", &mut command) }
+    }
+
+    /// Starts a llama.cpp server that has ended again, at its address; returns once it is healthy.
+    pub(crate) fn restart_llama(&mut self, slots: usize, context: usize) {
+        *self = Self::start_llama(self.address, slots, context);
+        self.wait_healthy();
     }
 
     /// Starts a mock engine; `arguments` come after the usual ones.
