@@ -151,7 +151,7 @@ fn decisions(options: &Options, replicas: usize) -> Vec<Row> {
                 socket.clear();
                 socket.extend_from_slice(chats.request(call));
             }
-            let world = if turn / TURN % 2 == 0 { &large } else { &small };
+            let world = if (turn / TURN).is_multiple_of(2) { &large } else { &small };
             world.borrow_mut().report();
             turn += 1;
         },
