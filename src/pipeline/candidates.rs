@@ -11,9 +11,12 @@
 //!   of it, and taken back after.
 //!
 //! So a decision pays for what has changed since the last one and not for the size of the fleet, but for passes over a few
-//! columns in SIMD lanes (the policy's, and the pick). Reading every cell anew for each decision, as was done first, took
-//! most of the time at 4,096 replicas. Versions for each cell would be as many as the cells; groups of 64 made a few
-//! changes cost as much as reading everything; a log of changes of all shards would be written by all of them.
+//! columns in SIMD lanes (the policy's, and the pick). Other ways lose by what they touch: reading every cell anew is
+//! 4,096 loads that no lane can do; a version for each cell is as many; with larger groups, a few changes by other shards
+//! have most cells read again; a log of changes of all shards would be a line that all of them write.
+//!
+//! The slow columns were half of what a view of 4,096 replicas cost when each decision read its share of a 50 ms sweep
+//! whatever the size of the fleet; hence [`SWEEP_EACH_MIN`].
 
 use super::warming::{self, Side};
 use super::{Placement, Shared, Snapshot};

@@ -15,7 +15,7 @@
 //! ([`Policy::stand`]), and so do the sum and the most that the gate and the crowding need. A request that is cold almost
 //! everywhere then costs one pass over three columns, and a few places that are priced by hand; one that is warm in many
 //! places costs a pass over five. At 4,096 replicas these passes are bound by the second-level cache, so columns count and
-//! not sums: nine of them, and two more passes for the sum and the most, cost about three times as much.
+//! not sums: five columns always, with two passes more for the sum and the most, took 2.4 times as long.
 //!
 //! The spill gate: a replica with clearly more than its share of requests gets no credit for its cache, so a hot prefix
 //! spreads to a second replica instead of pinning the first (the rule is smg's per-request gate).
