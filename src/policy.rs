@@ -200,18 +200,19 @@ pub fn pick(costs: &[f32], rng: &mut fastrand::Rng) -> Option<Pick> {
     if !least.is_finite() {
         return None;
     }
-    // Equals, place by place, passing over blocks that have none.
-    let equals = least_of.iter().zip(costs.chunks(size)).enumerate().filter(|(_, (block, _))| **block <= least);
-    let mut equals = equals.flat_map(|(block, (_, costs))| {
-        (block * size..).zip(costs).filter(|(_, cost)| **cost <= least).map(|(place, _)| place)
-    });
-    let equal = equals.clone().count();
-    if equal > 1 {
-        let chosen = rng.usize(..equal);
-        let best = equals.clone().nth(chosen)?;
-        return Some(Pick { best, runner_up: equals.nth(usize::from(chosen == 0)) });
+    let mut equals_of = [0_u32; BLOCKS];
+    for ((equals, block_least), block) in equals_of.iter_mut().zip(&least_of).zip(costs.chunks(size)) {
+        if *block_least <= least {
+            *equals = block.iter().map(|cost| u32::from(*cost <= least)).sum();
+        }
     }
-    let best = equals.next()?;
+    let equal: u32 = equals_of.iter().sum();
+    let chosen = if equal > 1 { rng.u32(..equal) } else { 0 };
+    let equal_at = |number| nth_equal(costs, size, &equals_of, least, number);
+    let best = equal_at(chosen)?;
+    if equal > 1 {
+        return Some(Pick { best, runner_up: equal_at(u32::from(chosen == 0)) });
+    }
     // The best's own block without it.
     let block = best / size;
     let others =
@@ -224,6 +225,19 @@ pub fn pick(costs: &[f32], rng: &mut fastrand::Rng) -> Option<Pick> {
     let from = least_of.iter().position(|least| *least <= next)? * size;
     let runner_up = (from..).zip(costs.get(from..)?).find(|(at, cost)| **cost <= next && *at != best);
     Some(Pick { best, runner_up: runner_up.map(|(at, _)| at) })
+}
+
+/// The place of equal `number` (from zero) among costs of at most `least`, of which there are `equals_of` each block.
+fn nth_equal(costs: &[f32], size: usize, equals_of: &[u32], least: f32, mut number: u32) -> Option<usize> {
+    for (block, equals) in equals_of.iter().enumerate() {
+        if number < *equals {
+            let from = block * size;
+            let mut equal = (from..).zip(costs.get(from..)?).filter(|(_, cost)| **cost <= least);
+            return equal.nth(number as usize).map(|(place, _)| place);
+        }
+        number -= equals;
+    }
+    None
 }
 
 #[cfg(test)]

@@ -208,13 +208,12 @@ impl ReportColumns {
             self.outdated += 1;
             return;
         }
-        let others =
-            (u64::from(report.running) + u64::from(report.waiting)).saturating_sub(report.own_in_flight.into());
+        let others = report.running.saturating_add(report.waiting).saturating_sub(report.own_in_flight);
         let tokens = report.prefill_tokens.unwrap_or(0).saturating_sub(report.own_prefill_tokens);
         let elsewhere = Elsewhere {
             requests: lossy(others),
-            prefill_tokens: lossy(tokens.into()),
-            slots: if report.waiting > 0 { lossy(report.running.max(1).into()) } else { f32::INFINITY },
+            prefill_tokens: lossy(tokens),
+            slots: if report.waiting > 0 { lossy(report.running.max(1)) } else { f32::INFINITY },
             kv_usage: report.kv_usage.filter(|share| share.is_finite()).map(|share| share.clamp(0.0, 1.0)),
             weight: 1.0,
         };
@@ -348,8 +347,9 @@ const fn place_in_log(change: u64) -> usize {
     change as usize % LOG
 }
 
+#[inline(always)]
 #[expect(clippy::cast_precision_loss, reason = "good to 7 digits")]
-const fn lossy(count: u64) -> f32 {
+const fn lossy(count: u32) -> f32 {
     count as f32
 }
 

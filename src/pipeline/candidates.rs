@@ -4,7 +4,7 @@
 //!
 //! - *In flight.* A shard reads the version of each group of cells, and the cells of the groups whose version has moved.
 //! - *Heard of others.* The log of the shard's columns names the slots whose reports say something new.
-//! - *Slow* (learned rates, cache use, limits): at most [`SWEEP`] old. Reading it takes fifty times as long, so each
+//! - *Slow* (learned rates, cache use, limits): at most [`SWEEP`] old, longer in a very large fleet. Reading it takes fifty times as long, so each
 //!   decision reads a share of the replicas, as large as the time since the last one. The cost is then the same every
 //!   second however many requests come, and no request pays for all.
 //! - *Warm* (how much of this prompt each holds) differs with every request; it is written for the replicas that hold any
@@ -29,6 +29,9 @@ use std::time::Duration;
 
 /// The time in which the slow columns of all replicas are read once.
 const SWEEP: Duration = Duration::from_millis(50);
+/// Time, at least, between two replicas whose slow columns are read: beyond a thousand replicas a sweep takes longer, for
+/// each of them is placed at, and learned from, the less often.
+const SWEEP_EACH_MIN: Duration = Duration::from_micros(50);
 /// Pools whose columns are kept; more share the places.
 const POOLS: usize = 16;
 
@@ -160,14 +163,22 @@ impl Candidates {
 fn bar(view: &mut View, known: Known<'_>, tried: &[ReplicaSlot]) {
     let View { slots, barred, .. } = view;
     let health = &known.shared.health;
-    let mut bar_unless = |is_open: &dyn Fn(ReplicaSlot) -> bool| {
-        barred.clear();
-        let open = |slot: &ReplicaSlot| !tried.contains(slot) && is_open(*slot);
-        barred.extend((0..).zip(slots.iter()).filter(|(_, slot)| !open(slot)).map(|(place, _)| place));
-        barred.len() < slots.len()
-    };
-    let _any = bar_unless(&|slot| health.admits(slot, known.shared.load.in_flight(slot), known.now))
-        || bar_unless(&|slot| health.may_try(slot));
+    let load = &known.shared.load;
+    let _any = bar_unless(slots, tried, barred, |slot| health.admits(slot, load.in_flight(slot), known.now))
+        || bar_unless(slots, tried, barred, |slot| health.may_try(slot));
+}
+
+/// Bars all that are tried or not open; returns whether that leaves anybody.
+fn bar_unless(
+    slots: &[ReplicaSlot],
+    tried: &[ReplicaSlot],
+    barred: &mut Vec<u16>,
+    is_open: impl Fn(ReplicaSlot) -> bool,
+) -> bool {
+    barred.clear();
+    let open = |slot: &ReplicaSlot| is_open(*slot) && !tried.contains(slot);
+    barred.extend((0..).zip(slots).filter(|(_, slot)| !open(slot)).map(|(place, _)| place));
+    barred.len() < slots.len()
 }
 
 impl PoolView {
@@ -299,10 +310,11 @@ impl PoolView {
         let now = known.now;
         let members = self.view.len();
         let mut due = members;
-        match self.swept.filter(|swept| now.since(*swept) < SWEEP) {
+        let count = u32::try_from(members).unwrap_or(u32::MAX).max(1);
+        let each = (SWEEP / count).max(SWEEP_EACH_MIN);
+        match self.swept.filter(|swept| now.since(*swept) < each * count) {
             Some(swept) => {
-                let each = SWEEP / u32::try_from(members).unwrap_or(u32::MAX).max(1);
-                let count = u32::try_from(now.since(swept).as_nanos() / each.as_nanos().max(1)).unwrap_or(u32::MAX);
+                let count = u32::try_from(now.since(swept).as_nanos() / each.as_nanos()).unwrap_or(u32::MAX);
                 due = members.min(count as usize);
                 self.swept = Some(swept.plus(each * count));
             }
@@ -331,6 +343,7 @@ fn read_slow(view: &mut View, place: usize, known: Known<'_>) {
     view.resident_blocks_most = view.resident_blocks_most.max(view.resident_blocks[place]);
 }
 
+#[inline(always)]
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^24, or good to 7 digits")]
 const fn lossy(count: u32) -> f32 {
     count as f32
