@@ -37,12 +37,12 @@ fn vllm_pages_are_read() {
     let busy = Reading {
         running: 2,
         waiting: 6,
-        kv_usage: Some(0.220_125_786),
+        kv_usage: Some(0.220_125_78),
         prefix_tokens_queried: Some(1_923),
         prefix_tokens_hit: Some(384),
         adapters_loaded: Some(names(&["tiny-lora"])),
         adapters_waiting: Some(names(&["tiny-lora"])),
-        ..idle.clone()
+        ..idle
     };
     assert_eq!(read(Engine::Vllm, page!("vllm-busy")), busy);
     // The newest of the adapters' series counts, and it names none.
