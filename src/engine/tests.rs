@@ -37,7 +37,7 @@ fn vllm_pages_are_read() {
     let busy = Reading {
         running: 2,
         waiting: 6,
-        kv_usage: Some(0.220_125_8),
+        kv_usage: Some(0.220_125_78),
         prefix_tokens_queried: Some(1_923),
         prefix_tokens_hit: Some(384),
         adapters_loaded: Some(names(&["tiny-lora"])),
