@@ -52,6 +52,14 @@ fn vllm_pages_are_read() {
 }
 
 #[test]
+fn of_several_vllm_engines_in_one_server_those_without_a_step_count_as_idle() {
+    let idle = read(Engine::Auto, page!("vllm-two-engines-idle"));
+    assert_eq!((idle.engine, idle.running, idle.waiting, idle.kv_usage), (Engine::Vllm, 0, 0, None));
+    let busy = read(Engine::Vllm, page!("vllm-two-engines-busy"));
+    assert!(busy.running > 0 && busy.kv_usage.is_some_and(|share| share <= 1.0), "{busy:?}");
+}
+
+#[test]
 fn old_names_of_vllm_count_only_where_the_new_ones_are_missing() {
     let old = b"vllm:num_requests_running{model_name=\"a\"} 1\nvllm:num_requests_waiting{model_name=\"a\"} 2\n\
         vllm:gpu_cache_usage_perc{model_name=\"a\"} 0.5\nvllm:gpu_prefix_cache_queries_total 10\n\
