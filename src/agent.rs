@@ -176,6 +176,7 @@ struct Agent {
     clock: Clock,
     composer: Composer,
     incarnation: Incarnation,
+    mark: Mark,
     targets: Targets,
     pace: Pace,
     state: State,
@@ -198,6 +199,7 @@ impl Agent {
             clock: Clock::new(),
             composer: Composer::new(SenderId::of(&config.sender_text()), unix_us),
             incarnation: Incarnation::new(unix_us),
+            mark: None,
             targets: Targets::new(config.gateways.clone(), route),
             pace: Pace::new(config.period),
             state: State::Unseen,
@@ -311,7 +313,8 @@ impl Agent {
 
     fn looked(&mut self, look: Look) {
         let unix_us = Clock::unix_ns() / 1_000;
-        let restarted = self.incarnation.see(sight(&look, unix_us), unix_us);
+        let sight = sight(&look, unix_us, &mut self.mark);
+        let restarted = self.incarnation.see(sight, unix_us);
         let is_first = self.reading.is_none();
         self.engine.set(look.reading.engine);
         if is_first || restarted {
@@ -463,18 +466,24 @@ fn ticks(period: Duration) -> Interval {
     ticks
 }
 
-/// What a look says of the engine's start.
-fn sight(look: &Look, unix_us: u64) -> Sight {
+/// A mark of a process, and the time it stands for, worked out once.
+type Mark = Option<(u64, Option<u64>)>;
+
+/// What a look says of the engine's start; `mark` is that of the look before.
+fn sight(look: &Look, unix_us: u64, mark: &mut Mark) -> Sight {
     let reading = &look.reading;
-    // llama.cpp's mark is microseconds of the machine's monotonic clock (`ggml_time_us`); others' may be anything.
-    let uptime = look
-        .start_mark
-        .filter(|_| reading.engine == Engine::LlamaCpp)
-        .and_then(|mark| started_from_uptime(mark, uptime_us()?, unix_us));
+    if look.start_mark != mark.map(|(mark, _)| mark) {
+        // llama.cpp's is microseconds of the machine's monotonic clock (`ggml_time_us`); others' may be anything.
+        let started = |mark| match reading.engine {
+            Engine::LlamaCpp => started_from_uptime(mark, uptime_us()?, unix_us),
+            Engine::Auto | Engine::Vllm | Engine::Sglang | Engine::Trtllm | Engine::Triton | Engine::Custom => None,
+        };
+        *mark = look.start_mark.map(|mark| (mark, started(mark)));
+    }
     Sight {
         started: reading.started_unix_us,
         mark: look.start_mark,
-        mark_started: uptime,
+        mark_started: mark.and_then(|(_, started)| started),
         counters: [reading.prefix_tokens_queried, reading.prefix_tokens_hit, reading.blocks_evicted],
     }
 }

@@ -30,7 +30,7 @@ pub fn once(config: &AgentConfig) -> Result<String, AgentError> {
     })?;
     let unix_ns = Clock::unix_ns();
     let mut incarnation = Incarnation::new(unix_ns / 1_000);
-    incarnation.see(sight(&look, unix_ns / 1_000), unix_ns / 1_000);
+    incarnation.see(sight(&look, unix_ns / 1_000, &mut None), unix_ns / 1_000);
     let mut composer = Composer::new(SenderId::of(&config.sender_text()), unix_ns / 1_000);
     composer.set_facts(facts(config, Some(&look.reading), &served));
     let period_us = u32::try_from(config.period.as_micros()).unwrap_or(u32::MAX);

@@ -93,8 +93,8 @@ impl Scraper {
     /// Looks every `period` until nobody wants to know. Looks that fail are repeated with growing pauses.
     pub(super) async fn run(mut self, period: Duration, events: mpsc::Sender<Event>) {
         let mut ticks = tokio::time::interval(period);
-        // A late look is not made up for: the next one comes a whole period later.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // A look that is late is not made up for, and does not delay those after it.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut pause = period;
         loop {
             ticks.tick().await;

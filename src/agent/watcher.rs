@@ -2,7 +2,7 @@
 
 use super::restart::Incarnation;
 use super::scrape::{LookFault, Scraper};
-use super::sight;
+use super::{Mark, sight};
 use crate::clock::Clock;
 use crate::engine::Reading;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use url::Url;
 pub(crate) struct Watcher {
     scraper: Scraper,
     incarnation: Incarnation,
+    mark: Mark,
 }
 
 /// What one look gave.
@@ -36,7 +37,7 @@ pub(crate) struct Unseen {
 impl Watcher {
     /// A watcher of the page at `url`, whichever engine's it is.
     pub(crate) fn new(url: &Url, clock: Clock) -> Self {
-        Self { scraper: Scraper::at(url, clock), incarnation: Incarnation::new(unix_us()) }
+        Self { scraper: Scraper::at(url, clock), incarnation: Incarnation::new(unix_us()), mark: None }
     }
 
     /// Looks once, for no longer than `limit`.
@@ -44,7 +45,7 @@ impl Watcher {
         match self.scraper.look_within(limit).await {
             Ok(look) => {
                 let unix_us = unix_us();
-                let is_restart = self.incarnation.see(sight(&look, unix_us), unix_us);
+                let is_restart = self.incarnation.see(sight(&look, unix_us, &mut self.mark), unix_us);
                 Ok(Seen { reading: look.reading, is_restart })
             }
             Err(LookFault::Http(fault)) => {

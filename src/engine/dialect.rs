@@ -151,7 +151,8 @@ pub(crate) fn vllm() -> Dialect {
         },
         prefix: "vllm:",
         needed: BOTH,
-        is_lazy: false,
+        // With several engines in one server, each appears with its first step.
+        is_lazy: true,
     }
 }
 

@@ -37,7 +37,7 @@ fn vllm_pages_are_read() {
     let busy = Reading {
         running: 2,
         waiting: 6,
-        kv_usage: Some(0.220_125_8),
+        kv_usage: Some(0.220_125_78),
         prefix_tokens_queried: Some(1_923),
         prefix_tokens_hit: Some(384),
         adapters_loaded: Some(names(&["tiny-lora"])),
@@ -49,6 +49,14 @@ fn vllm_pages_are_read() {
     let lora = read(Engine::Vllm, page!("vllm-busy-lora"));
     assert_eq!((lora.adapters_loaded.as_deref(), lora.running, lora.waiting), (Some(&[][..]), 1, 2));
     assert_eq!(lora.facts().adapters_loaded, names(&[""]));
+}
+
+#[test]
+fn of_several_vllm_engines_in_one_server_those_without_a_step_count_as_idle() {
+    let idle = read(Engine::Auto, page!("vllm-two-engines-idle"));
+    assert_eq!((idle.engine, idle.running, idle.waiting, idle.kv_usage), (Engine::Vllm, 0, 0, None));
+    let busy = read(Engine::Vllm, page!("vllm-two-engines-busy"));
+    assert!(busy.running > 0 && busy.kv_usage.is_some_and(|share| share <= 1.0), "{busy:?}");
 }
 
 #[test]

@@ -84,7 +84,8 @@ impl Ingest {
     fn take(&mut self, heard: &Heard<'_>, now: Now) {
         self.core.metrics.load.beacons.inc();
         let head = heard.beacon.head();
-        if heard.are_facts_new || (heard.is_first && heard.beacon.url().is_some()) {
+        // A stranger is told of as often as it says where it is: there may have been no room for it before.
+        if heard.are_facts_new || matches!(heard.who, Who::Stranger(_)) {
             self.tell(heard, now);
         }
         let slot = match heard.who {

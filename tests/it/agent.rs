@@ -1,7 +1,7 @@
 //! The agent as a process of its own: before real llama.cpp servers, before the recorded pages of every engine, and
 //! before a publisher of KV events. What it says is heard by plain sockets and read by the beacon's own reader.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +42,11 @@ struct Ear {
 
 impl Ear {
     fn open() -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        Self::at("127.0.0.1:0")
+    }
+
+    fn at(address: &str) -> Self {
+        let socket = UdpSocket::bind(address).unwrap();
         socket.set_read_timeout(Some(LIMIT)).unwrap();
         Self { socket }
     }
@@ -82,7 +86,10 @@ fn agent(metrics: &str, ears: &[&Ear], arguments: &[&str]) -> Process {
     let gateways: Vec<String> = ears.iter().map(|ear| ear.address().to_string()).collect();
     let mut command = Command::new(env!("CARGO_BIN_EXE_emberlane"));
     command.args(["agent", "--metrics", metrics, "--replica-url", &format!("http://{REPLICA}")]);
-    command.args(["--gateway", &gateways.join(",")]).args(arguments).env_remove("EMBERLANE_LOG");
+    if !gateways.is_empty() {
+        command.args(["--gateway", &gateways.join(",")]);
+    }
+    command.args(arguments).env_remove("EMBERLANE_LOG");
     Process::start("agent", &mut command)
 }
 
@@ -239,6 +246,21 @@ fn a_stopping_agent_says_that_it_drains() {
         std::iter::repeat_with(|| ear.next()).skip_while(|heard| !heard.load.draining).take(3).collect();
     assert!(draining.iter().all(|heard| heard.load.draining && heard.load.kv_blocks == Some(160)));
     assert_eq!(agent.wait(LIMIT).code(), Some(0));
+}
+
+#[test]
+fn names_groups_and_both_families_are_reached() {
+    let server = PageServer::start(Page::recorded("vllm-idle"));
+    let (named, sixth, group) = (Ear::open(), Ear::at("[::1]:0"), Ear::at("0.0.0.0:0"));
+    let all = Ipv4Addr::new(239, 255, 71, 9);
+    group.socket.join_multicast_v4(&all, &Ipv4Addr::LOCALHOST).unwrap();
+    let port = |ear: &Ear| ear.address().port();
+    let gateways = format!("localhost:{},{all}:{},[::1]:{}", port(&named), port(&group), port(&sixth));
+    let agent = agent(&server.url(), &[], &["--gateway", &gateways, "--interface", "127.0.0.1"]);
+    for (what, ear) in [("a name", &named), ("a group", &group), ("IPv6", &sixth)] {
+        ear.until(what, |heard| heard.head.sender == SenderId::of(REPLICA) && heard.load.ready);
+    }
+    agent.wait_printed("beacons are not signed", LIMIT);
 }
 
 #[test]
