@@ -30,7 +30,9 @@ fn the_examples_in_conf_are_valid() {
     let mut seen = 0;
     for entry in std::fs::read_dir(root().join("conf")).unwrap().map_while(Result::ok) {
         let path = entry.path();
-        if path.extension().is_some_and(|extension| extension == "yaml") {
+        // The agent's settings are the agent's to read: it has a test of its own.
+        let is_agents = path.file_name().is_some_and(|name| name == "agent.yaml");
+        if path.extension().is_some_and(|extension| extension == "yaml") && !is_agents {
             seen += 1;
             let output = emberlane(&["check", "-c", path.to_str().unwrap()]);
             assert!(output.status.success(), "{}: {}", path.display(), told(&output));
