@@ -141,13 +141,13 @@ impl World {
         let (mut datagram, mut sent, start) = (Vec::new(), 0_u64, Instant::now());
         let each = PERIOD / u32::try_from(self.senders.len()).unwrap();
         while !stop.load(Relaxed) {
-            let due = start.elapsed().as_nanos() as u64 / each.as_nanos() as u64;
+            let due = u64::try_from(start.elapsed().as_nanos() / each.as_nanos()).unwrap();
             if due < sent + BURST as u64 {
                 std::thread::park_timeout(Duration::from_micros(100));
                 continue;
             }
             for number in sent..sent + BURST as u64 {
-                let sender = self.senders[number as usize % self.senders.len()];
+                let sender = self.senders[usize::try_from(number).unwrap() % self.senders.len()];
                 let running = (number % 8) as u32;
                 beacon(sender, self.incarnation, self.incarnation + number, running, &mut datagram);
                 socket.send(&datagram).unwrap();
