@@ -17,6 +17,7 @@ mod framing;
 mod health;
 mod passthrough;
 mod placement;
+mod plane;
 mod recorded;
 mod reload;
 mod resources;
