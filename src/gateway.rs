@@ -40,6 +40,8 @@ use tokio::sync::{broadcast, oneshot};
 /// Once nothing is in flight, how long idle client connections keep a stopping process.
 const IDLE_CONNECTIONS_AT_STOP: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
+/// After an upgrade, how long those that register themselves have to do so once more, before requests are taken.
+const REGISTER_AGAIN: Duration = Duration::from_millis(1500);
 /// Room for replicas that join later.
 const SLOTS_SPARE: usize = 64;
 /// Room for all replicas, when they come from elsewhere than the configuration.
@@ -183,6 +185,13 @@ impl Gateway {
         let ingest = IngestThreads::start(&core, beacons, opening, &mut publishers, &news)?;
         let scrape = publishers.next().map(|publisher| ScrapeThread::start(&core, publisher)).transpose()?;
         let ingest = (ingest, scrape);
+        if options.upgrade && snapshot.config.discovery.beacons {
+            let started = core.clock.now();
+            // Replicas that register themselves say where they are once a second. The process before serves meanwhile.
+            while core.clock.now().since(started) < REGISTER_AGAIN {
+                std::thread::park_timeout(POLL);
+            }
+        }
         let server = std::thread::Builder::new()
             .name("server".to_owned())
             .spawn(move || server.run(RunArgs { shutdown_signal: Box::new(watch) }))?;

@@ -40,6 +40,10 @@ const PROBE_LEASE: Duration = Duration::from_secs(30);
 /// Beacons are silent after so many periods without one.
 const SILENT_PERIODS: u32 = 3;
 
+/// What beacons said of draining is out of date after so much silence: the engine was to stop, and if it runs, its agent
+/// alone was stopped. Checks speak for it from then on.
+const DRAIN_OUTDATED: Duration = Duration::from_secs(30);
+
 /// What the gateway thinks of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HealthState {
@@ -410,6 +414,10 @@ impl HealthColumns {
     pub fn sweep(&self, slot: ReplicaSlot, now: Now) {
         self.coarse_now.fetch_max(now.0, Relaxed);
         self.note_silence(slot, now);
+        let silent_after = self.silent_after.get(slot.index()).map_or(0, |after| after.load(Relaxed));
+        if silent_after != 0 && now > Now(silent_after).plus(DRAIN_OUTDATED) {
+            self.set_drain(slot, DrainCause::Beacon, false);
+        }
         let Some(cell) = self.cells.get(slot.index()) else { return };
         let until = cell.warming_until.load(Relaxed);
         if until != 0 && now.0 >= until && cell.warming_until.compare_exchange(until, 0, AcqRel, Relaxed).is_ok() {

@@ -9,6 +9,13 @@
 //! the reasons on record → forward the client's own bytes (`proxy::forward`) → relay the answer unbuffered
 //! (`proxy::relay`) → **learn** from it. [`pipeline`] holds the bold steps in that order: read it next.
 //!
+//! ## How load is known
+//! Beside each engine the [`agent`] reads its metrics page ([`engine`]) and sends beacons ([`wire::beacon`] is their
+//! specification). The gateway receives them past the kernel or through sockets ([`load::receive`]), believes those that
+//! the gate lets through ([`load::gate`]), forgets the prefixes of an engine that restarted, moves its health
+//! ([`health`]), and passes the load over a ring ([`load::ring`]) to every shard, which folds it into columns of its own
+//! ([`load::columns`]). `gateway::ingest` is that order. Where replicas come from is merged in [`discovery`].
+//!
 //! ## Layers
 //! A layer imports only from those below it; `tests/tidy.rs` holds it to that.
 //!
@@ -26,7 +33,8 @@
 //!   allocates nothing in steady state.
 //! - In-flight counts are guards ([`load::Flight`]): they return to zero however a request ends.
 //! - Nothing a request put on record stays there if the request failed.
-//! - `unsafe` code is only in the hash kernels and in [`sync`]'s memory, each behind a safe interface with an oracle.
+//! - `unsafe` code is only in the hash kernels, in [`sync`]'s memory, and where beacons are received (`load::udp`,
+//!   [`load::xdp`]), each behind a safe interface with an oracle or a test against the real kernel.
 
 // -- edge: sockets, tasks, clock reads
 pub mod admin;

@@ -55,7 +55,15 @@ pub(super) fn answer(core: &Core, id: &str, ask: Ask) -> Response<Vec<u8>> {
         return json_answer(404, &json!({"error": {"message": message, "code": "replica_not_found"}}));
     };
     let slot = replica.slot;
-    core.shared.health.set_drain(slot, DrainCause::Admin, ask == Ask::Drain);
+    let health = &core.shared.health;
+    match ask {
+        Ask::Drain => health.set_drain(slot, DrainCause::Admin, true),
+        Ask::Undrain => {
+            health.set_drain(slot, DrainCause::Admin, false);
+            // Its next beacon says so again, if that is still so.
+            health.set_drain(slot, DrainCause::Beacon, false);
+        }
+    }
     let now = core.clock.now();
     let mut body = Map::new();
     body.insert("id".to_owned(), json!(id));

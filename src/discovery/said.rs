@@ -42,7 +42,9 @@ impl Sayings {
     /// The replica `id` told of itself in a beacon. Returns whether that is news.
     pub fn told(&mut self, id: &str, said: Discovered) -> bool {
         let known = &mut self.by_id.entry(id.to_owned()).or_default().told;
-        let is_news = known.as_ref() != Some(&said);
+        let before = known.take();
+        let said = updated(before.clone().unwrap_or_default(), said);
+        let is_news = before.as_ref() != Some(&said);
         *known = Some(said);
         is_news
     }
@@ -68,6 +70,16 @@ impl Sayings {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
+    }
+}
+
+/// What was said `before`, and what is said now: a beacon may carry a part of it.
+fn updated(before: Discovered, now: Discovered) -> Discovered {
+    Discovered {
+        models: if now.models.is_empty() { before.models } else { now.models },
+        engine: if now.engine == Engine::default() { before.engine } else { now.engine },
+        slots: now.slots.or(before.slots),
+        kv_tokens: now.kv_tokens.or(before.kv_tokens),
     }
 }
 

@@ -108,7 +108,9 @@ impl Checker {
                 continue;
             };
             let slot = place.replica.slot;
-            health.sweep(slot, now);
+            if !self.core.stopping.load(Relaxed) {
+                health.sweep(slot, now);
+            }
             if snapshot.config.health.is_none() {
                 health.trusted(slot, now);
             }

@@ -133,7 +133,8 @@ impl Control {
                 }
                 Some(change) = inbox.changes.recv() => self.take(change) && self.refresh(),
                 Some(news) = inbox.news.recv() => self.hear(news, &mut inbox.news) && self.refresh(),
-                _ = tidy.tick() => {
+                // A process that stops has closed its ears: silence says nothing.
+                _ = tidy.tick(), if !self.core.stopping.load(Relaxed) => {
                     self.watch();
                     self.tidy() && self.refresh()
                 }
@@ -254,6 +255,7 @@ impl Control {
         }
         let now = self.core.clock.now();
         self.core.shared.apply(change, &snapshot, now);
+        change.joined.iter().for_each(|slot| self.core.plane.gate.forget(*slot));
         let arrival = if self.core.checked.load(Relaxed) { Arrival::Later } else { Arrival::AtStart };
         check::welcome(&self.core.shared, change, &snapshot.config, arrival, now);
         self.core.snapshot.store(snapshot);

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A flood of bad datagrams costs a bounded share of one core: after [`REFUSED_MAX`] of them in one [`WINDOW`] the thread
-//! sleeps until the window is over, and the socket's buffer overflows instead. Good beacons do not count.
+//! sleeps until the window is over, and drops what has come meanwhile unread: what waited is old, and is not to look new.
+//! Good beacons do not count.
 
 mod threads;
 
@@ -24,6 +25,7 @@ use crate::load::report::{LoadReport, LoadSource};
 use crate::load::ring::Publisher;
 use crate::proxy::Core;
 use crate::wire::beacon::{Facts, Load};
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +33,11 @@ use tokio::sync::mpsc;
 
 /// Bad datagrams are counted in windows of this length.
 const WINDOW: Duration = Duration::from_millis(10);
-/// Bad datagrams that a window has time for: 40,000 a second, some hundredths of a core.
-const REFUSED_MAX: u32 = 400;
+/// What the bad datagrams of a window may cost: 40,000 forged ones a second, some hundredths of a core.
+const REFUSED_MAX: u32 = 4_000;
+/// What one costs that may be anybody's. One that bears a key of ours (an agent reaches us twice, or speaks for another
+/// fleet) costs 1: it is no attack.
+const FORGED_COST: u32 = 10;
 /// For each reason, a refusal is logged once in this time.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 /// What one ingest thread works with.
@@ -40,6 +45,8 @@ pub(super) struct Ingest {
     core: Arc<Core>,
     publisher: Publisher,
     news: mpsc::Sender<News>,
+    /// Whose facts found no room with the control thread; no more than there are slots.
+    owed: HashSet<ReplicaSlot>,
     logged: [Option<Now>; Refusal::ALL.len()],
     window: Window,
 }
@@ -53,7 +60,14 @@ impl std::fmt::Debug for Ingest {
 impl Ingest {
     /// An ingest that publishes through `publisher` and tells the control thread `news`.
     pub(super) fn new(core: Arc<Core>, publisher: Publisher, news: mpsc::Sender<News>) -> Self {
-        Self { core, publisher, news, logged: [None; Refusal::ALL.len()], window: Window::default() }
+        Self {
+            core,
+            publisher,
+            news,
+            owed: HashSet::new(),
+            logged: [None; Refusal::ALL.len()],
+            window: Window::default(),
+        }
     }
 
     /// One datagram, received at `now` from `from`, when the clock said `unix_ns`.
@@ -67,13 +81,13 @@ impl Ingest {
         };
         match core.plane.gate.admit(datagram, from, &rules, unix_ns, now) {
             Ok(heard) => self.take(&heard, now),
-            Err(refusal) => self.refuse(refusal, from, now),
+            Err(refusal) => self.refuse(refusal, from, !keys.is_empty(), now),
         }
     }
 
-    fn refuse(&mut self, refusal: Refusal, from: IpAddr, now: Now) {
+    fn refuse(&mut self, refusal: Refusal, from: IpAddr, is_keyed: bool, now: Now) {
         self.core.metrics.load.refused[refusal.index()].inc();
-        self.window.refuse(now);
+        self.window.refuse(if is_keyed && is_past_the_key(refusal) { 1 } else { FORGED_COST }, now);
         let logged = &mut self.logged[refusal.index()];
         if logged.is_none_or(|at| now.since(at) >= LOG_EVERY) {
             *logged = Some(now);
@@ -84,10 +98,7 @@ impl Ingest {
     fn take(&mut self, heard: &Heard<'_>, now: Now) {
         self.core.metrics.load.beacons.inc();
         let head = heard.beacon.head();
-        // A stranger is told of as often as it says where it is: there may have been no room for it before.
-        if heard.are_facts_new || matches!(heard.who, Who::Stranger(_)) {
-            self.tell(heard, now);
-        }
+        self.tell_if_new(heard, now);
         let slot = match heard.who {
             Who::Replica(slot) => slot,
             // It is heard once it has a slot.
@@ -103,8 +114,29 @@ impl Ingest {
         self.publisher.publish(report(&self.core, slot, LoadSource::Beacon, period, &load, now));
     }
 
-    /// Tells the control thread what is new. Facts are repeated: what finds no room is made up for.
-    fn tell(&self, heard: &Heard<'_>, now: Now) {
+    /// Tells the control thread what is new; what found no room is told again when it is said again. A stranger is told of
+    /// as often as it says where it is: there may have been no slot for it before.
+    fn tell_if_new(&mut self, heard: &Heard<'_>, now: Now) {
+        match heard.who {
+            Who::Stranger(_) => {
+                self.tell(heard, now);
+            }
+            Who::Replica(slot) => {
+                let is_owed = self.owed.contains(&slot) && !heard.beacon.fact_kinds().is_empty();
+                if !heard.are_facts_new && !is_owed {
+                    return;
+                }
+                if self.tell(heard, now) {
+                    self.owed.remove(&slot);
+                } else {
+                    self.owed.insert(slot);
+                }
+            }
+        }
+    }
+
+    /// Returns whether there was room for it.
+    fn tell(&self, heard: &Heard<'_>, now: Now) -> bool {
         let (facts, load, sender) = (heard.beacon.facts(), heard.beacon.load(), heard.beacon.head().sender);
         let said = discovered(&facts, &load);
         let news = match (heard.who, facts.url) {
@@ -112,11 +144,13 @@ impl Ingest {
             (Who::Stranger(sender), Some(url)) => {
                 News::Registration(Registration { url, said, labels: facts.labels, heard: now, sender })
             }
-            (Who::Stranger(_), None) => return,
+            (Who::Stranger(_), None) => return true,
         };
-        if self.news.try_send(news).is_err() {
+        let has_room = self.news.try_send(news).is_ok();
+        if !has_room {
             self.core.metrics.load.lost_news.inc();
         }
+        has_room
     }
 }
 
@@ -168,7 +202,22 @@ pub(super) fn report(
     }
 }
 
-/// Bad datagrams of the present window.
+/// Whether a beacon had to bear a good MAC, where there are keys, to be refused for this.
+const fn is_past_the_key(refusal: Refusal) -> bool {
+    match refusal {
+        Refusal::UnknownSender | Refusal::Clock | Refusal::Replayed | Refusal::Late | Refusal::Leftover => true,
+        Refusal::NotABeacon
+        | Refusal::Version
+        | Refusal::Length
+        | Refusal::Malformed
+        | Refusal::NotSigned
+        | Refusal::NotLoopback
+        | Refusal::UnknownKey
+        | Refusal::WrongMac => false,
+    }
+}
+
+/// What the bad datagrams of the present window cost.
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {
     since: Now,
@@ -177,11 +226,11 @@ struct Window {
 
 impl Window {
     /// Counts one that was refused at `now`.
-    fn refuse(&mut self, now: Now) {
+    fn refuse(&mut self, cost: u32, now: Now) {
         if now.since(self.since) >= WINDOW {
             *self = Self { since: now, refused: 0 };
         }
-        self.refused = self.refused.saturating_add(1);
+        self.refused = self.refused.saturating_add(cost);
     }
 
     /// How long to sleep, once a window has had its fill.
@@ -199,14 +248,14 @@ mod tests {
     fn a_window_that_has_had_its_fill_ends_in_sleep() {
         let mut window = Window::default();
         let at = |micros: u64| Now(1_000_000_000 + micros * 1000);
-        for _ in 1..REFUSED_MAX {
-            window.refuse(at(0));
+        for _ in 1..REFUSED_MAX / FORGED_COST {
+            window.refuse(FORGED_COST, at(0));
         }
         assert_eq!(window.pause(at(1)), None);
-        window.refuse(at(4_000));
+        window.refuse(FORGED_COST, at(4_000));
         assert_eq!(window.pause(at(4_000)), Some(Duration::from_millis(6)));
         assert_eq!(window.pause(at(10_000)), None, "the window is over");
-        window.refuse(at(10_000));
+        window.refuse(1, at(10_000));
         assert_eq!(window.pause(at(10_001)), None, "and another has begun");
     }
 }

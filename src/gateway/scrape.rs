@@ -3,6 +3,7 @@
 
 use super::ingest::{emptied, report};
 use crate::agent::{Seen, Unseen, Watcher};
+use crate::clock::Now;
 use crate::config::ScrapeConfig;
 use crate::fleet::Replica;
 use crate::load::heard::LastWord;
@@ -68,6 +69,9 @@ struct Scrape {
     publisher: Mutex<Publisher>,
 }
 
+/// The running tasks, by slot: what each reads, and of whom.
+type Tasks = BTreeMap<u16, (Target, Arc<Replica>, AbortHandle)>;
+
 /// What a task reads: another page, another rate or another replica is another task.
 #[derive(Clone, Debug, PartialEq)]
 struct Target {
@@ -78,7 +82,7 @@ struct Target {
 
 impl Scrape {
     async fn run(self: Arc<Self>, mut stopped: oneshot::Receiver<()>) {
-        let mut tasks: BTreeMap<u16, (Target, AbortHandle)> = BTreeMap::new();
+        let mut tasks = Tasks::new();
         let mut ticks = tokio::time::interval(FOLLOW);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -94,7 +98,7 @@ impl Scrape {
     }
 
     /// Starts and ends tasks as the fleet and the configuration say.
-    fn follow(self: &Arc<Self>, tasks: &mut BTreeMap<u16, (Target, AbortHandle)>) {
+    fn follow(self: &Arc<Self>, tasks: &mut Tasks) {
         let snapshot = self.core.snapshot.load();
         let wanted: BTreeMap<u16, (Target, &Arc<Replica>)> = match &snapshot.config.scrape {
             Some(config) => {
@@ -103,8 +107,8 @@ impl Scrape {
             }
             None => BTreeMap::new(),
         };
-        tasks.retain(|slot, (target, task)| {
-            let stays = wanted.get(slot).is_some_and(|(wanted, _)| wanted == target);
+        tasks.retain(|slot, (target, replica, task)| {
+            let stays = wanted.get(slot).is_some_and(|(wanted, now)| wanted == target && now.is_same(replica));
             if !stays {
                 task.abort();
             }
@@ -113,7 +117,7 @@ impl Scrape {
         for (slot, (target, replica)) in wanted {
             tasks.entry(slot).or_insert_with(|| {
                 let task = tokio::spawn(Arc::clone(self).read(Arc::clone(replica), target.clone()));
-                (target, task.abort_handle())
+                (target, Arc::clone(replica), task.abort_handle())
             });
         }
     }
@@ -123,13 +127,20 @@ impl Scrape {
         // Not all at the same moment.
         tokio::time::sleep(target.interval.mul_f64(fastrand::f64())).await;
         let mut watcher = Watcher::new(&target.page, self.core.clock);
+        let (mut is_idle, mut asked_last) = (false, None::<Now>);
         let mut ticks = tokio::time::interval(target.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut pause, mut is_failing) = (target.interval, false);
         loop {
             ticks.tick().await;
             if self.has_beacons(&replica) {
+                is_idle = true;
                 continue;
+            }
+            if std::mem::take(&mut is_idle) {
+                // Beacons have told of what happened meanwhile.
+                watcher = Watcher::new(&target.page, self.core.clock);
+                asked_last = None;
             }
             // A report is as old as the question, not as the answer.
             let asked = self.core.clock.now();
@@ -139,7 +150,11 @@ impl Scrape {
                         tracing::info!(replica = target.id, "its metrics page can be read again");
                     }
                     (pause, is_failing) = (target.interval, false);
-                    self.heard(&replica, &seen, target.interval, asked);
+                    // A busy engine answers late: the next word is then due that much later, too.
+                    let took = self.core.clock.now().since(asked);
+                    let between = asked_last.map_or(target.interval, |last| asked.since(last));
+                    asked_last = Some(asked);
+                    self.heard(&replica, &seen, target.interval.max(took).max(between), asked);
                 }
                 Err(Unseen { kind, why }) => {
                     self.core.metrics.load.scrapes.with_label_values(&[kind]).inc();
@@ -161,7 +176,7 @@ impl Scrape {
         last.is_some_and(|word| word.source == LoadSource::Beacon && !word.is_stale(self.core.clock.now()))
     }
 
-    fn heard(&self, replica: &Replica, seen: &Seen, period: Duration, asked: crate::clock::Now) {
+    fn heard(&self, replica: &Replica, seen: &Seen, period: Duration, asked: Now) {
         let (core, slot) = (&self.core, replica.slot);
         core.metrics.load.scrapes.with_label_values(&["ok"]).inc();
         if !core.snapshot.load().fleet.replica(slot).is_some_and(|now| now.is_same(replica)) {

@@ -280,6 +280,19 @@ fn nobody_out_while_all_are_plain() {
     assert_eq!(health.warming.load(Relaxed), 0);
 }
 
+/// An agent that is stopped says goodbye for its engine. Where the engine goes on, checks soon speak for it.
+#[test]
+fn a_goodbye_does_not_bind_for_ever() {
+    let (health, slot) = (HealthColumns::new(1), ReplicaSlot(0));
+    let period = Duration::from_millis(50);
+    health.beacon(slot, true, true, period, at(100));
+    health.sweep(slot, at(110));
+    assert!(health.drains(slot).has(DrainCause::Beacon));
+    health.set_drain(slot, DrainCause::Admin, true);
+    health.sweep(slot, at(131));
+    assert!(!health.drains(slot).has(DrainCause::Beacon) && health.drains(slot).has(DrainCause::Admin));
+}
+
 /// Random events for the replica `thread` and the `shared` one; the first is looked at after each.
 fn stir_and_look(health: &HealthColumns, thread: u16, shared: ReplicaSlot) {
     let random = &mut fastrand::Rng::with_seed(u64::from(thread));

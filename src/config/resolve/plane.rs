@@ -18,6 +18,7 @@ const PATH_BYTES_MAX: usize = 1024;
 /// The kernel's `IFNAMSIZ` with its closing zero.
 const INTERFACE_BYTES_MAX: usize = 15;
 const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
 pub(super) fn beacons(field: &Field<'_>) -> Option<BeaconConfig> {
@@ -81,7 +82,7 @@ pub(super) fn scrape(field: &Field<'_>) -> Option<Option<ScrapeConfig>> {
     }
     let mut section = field.section("`off`, `true`, or fields such as `interval`")?;
     let scrape = ScrapeConfig {
-        interval: section.read("interval", default.interval, |field| field.duration(10 * MILLISECOND..=HOUR)),
+        interval: section.read("interval", default.interval, |field| field.duration(10 * MILLISECOND..=MINUTE)),
         path: section.read("path", default.path, path),
     };
     section.finish();

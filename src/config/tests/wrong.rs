@@ -128,7 +128,7 @@ const FIELDS: &[(&str, &str)] = &[
     ),
     ("beacons: {threads: 0}", "beacons.threads: \"0\" is out of range: from 1 to 64"),
     ("scrape: {path: metrics}", "2:16 scrape.path: expected a path such as /metrics"),
-    ("scrape: {interval: 1ms}", "scrape.interval: \"1ms\" is out of range: from 10ms to 1h"),
+    ("scrape: {interval: 1ms}", "scrape.interval: \"1ms\" is out of range: from 10ms to 1m"),
     ("scrape: maybe", "2:9 scrape: expected `off`, `true`, or fields such as `interval`, found \"maybe\""),
     ("discovery: {beacons: true}", "2:22 discovery.beacons: replicas that register themselves need `beacons.listen`,"),
     (

@@ -11,7 +11,7 @@
 use super::sources::{Change, Origin};
 use crate::clock::Clock;
 use crate::config::{DnsConfig, ReplicaConfig, endpoint, replica_url};
-use crate::discovery::{Answer, Found, Kept};
+use crate::discovery::{Answer, Found, GRACE, Kept};
 use crate::id::ReplicaSlot;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
@@ -81,12 +81,15 @@ pub(super) async fn watch(
         Some(port) => Records::Addresses { port, v4: Kept::default(), v6: Kept::default() },
         None => Records::Services(Kept::default()),
     };
-    let mut told = None;
+    let (mut told, began, mut had_any) = (None, clock.now(), false);
     loop {
         let (again, fault) = records.look_up(&resolver, &dns.name, clock).await;
         let found = records.found();
-        // A failure with nothing kept says nothing: what was found by whoever looked before stays.
-        let says_nothing = found.is_empty() && matches!(fault, Some(Fault::Failed(_)));
+        // A failure with nothing kept says nothing, and at first an empty answer does not either: what was found by
+        // whoever looked before (with other nameservers) stays.
+        had_any |= !found.is_empty();
+        let is_new_here = !had_any && clock.now().since(began) < GRACE;
+        let says_nothing = found.is_empty() && (is_new_here || matches!(fault, Some(Fault::Failed(_))));
         let error = fault.map(|fault| fault.to_string());
         let change = Change { origin: origin.clone(), found: (!says_nothing).then_some(found), error };
         if told.as_ref() != Some(&change) {

@@ -86,7 +86,12 @@ impl Watched {
         if self.read == Some(stamp) || !(has_settled || is_first) {
             return None;
         }
-        let list = read(&self.path).and_then(|text| parse(&self.path, &text));
+        let text = match read(&self.path) {
+            Ok(text) => text,
+            // No change of the file may tell when it can be read again: it is tried at each look.
+            Err(error) => return self.tell(error),
+        };
+        let list = parse(&self.path, &text);
         if std::fs::metadata(&self.path).ok().as_ref().map(Stamp::of) != Some(stamp) {
             // It changed while it was read.
             return None;

@@ -23,6 +23,8 @@ use tokio::sync::mpsc;
 const IDLE: Duration = Duration::from_millis(200);
 /// How often counters are taken up, and the bypass is looked at.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// Batches that are dropped after a pause: more than the socket's buffer holds.
+const WAITED_BATCHES_MAX: u32 = 1024;
 /// How often an address that another process still has is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 
@@ -204,6 +206,7 @@ impl Ingest {
             if let Some(pause) = self.window.pause(now) {
                 self.core.metrics.load.floods.inc();
                 std::thread::park_timeout(pause);
+                self.drop_what_waited(&mut receiver);
             }
             if now.since(counted) >= COUNT_EVERY {
                 counted = now;
@@ -215,6 +218,18 @@ impl Ingest {
                 }
             }
         }
+    }
+
+    /// Reads what came during a pause, and looks at none of it.
+    fn drop_what_waited(&self, receiver: &mut Receiver) {
+        let mut dropped = 0;
+        for _ in 0..WAITED_BATCHES_MAX {
+            match receiver.receive(|_from, _datagram| dropped += 1) {
+                Ok(0) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+        self.core.metrics.load.lost.with_label_values(&["flood"]).inc_by(dropped);
     }
 
     /// Shows people how beacons come in.
