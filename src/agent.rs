@@ -1,8 +1,9 @@
 //! The agent: the sidecar beside one engine. It looks at the engine's metrics page some twenty times a second and tells
 //! every gateway what it saw, in beacons; it listens to the engine's KV events where there are some.
 //!
-//! One thread, a few tasks: one looks at the page (`scrape`), one asks what the engine serves, one looks up gateways'
-//! names, one for each publisher of KV events (`kv`). They tell this page's loop, which alone decides and sends. Each
+//! One thread looks at the page and sends; it blocks where it waits, so that a look takes four system calls. Another asks
+//! what the engine serves, a third looks gateways' names up if there are any, and the first of all waits for signals and
+//! listens to KV events (`kv`). What they know is in one place, behind one lock that nobody holds while waiting. Each
 //! successful look sends one beacon; nothing is ever sent twice, so that what gateways hear is as old as it looks.
 //!
 //! | the engine | beacons |
@@ -16,6 +17,7 @@ mod compose;
 pub mod config;
 mod http;
 mod kv;
+mod link;
 mod once;
 mod restart;
 mod scrape;
@@ -24,14 +26,15 @@ mod status;
 mod watcher;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::ToSocketAddrs as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::sync::mpsc;
 
 use self::compose::{Composer, Times};
 use self::config::AgentConfig;
@@ -39,7 +42,7 @@ use self::http::HttpFault;
 use self::kv::KvNews;
 pub use self::once::once;
 use self::restart::{Incarnation, Sight, started_from_uptime};
-use self::scrape::{Asker, EngineCell, Look, LookFault, Pace, Scraper, Served, uptime_us};
+use self::scrape::{Asker, Look, LookFault, Pace, Scraper, Served, is_stopped, uptime_us};
 use self::send::{MulticastRoute, Sent, Targets};
 use self::status::{Complaint, Minute};
 pub(crate) use self::watcher::{Seen, Unseen, Watcher};
@@ -91,18 +94,16 @@ pub enum AgentError {
     },
 }
 
-/// What tasks tell the loop.
+/// What is told of KV events.
 #[derive(Debug)]
 enum Event {
-    Looked(Look),
-    NotLooked(LookFault),
-    Served(Served),
-    Found { gateway: usize, addresses: Vec<SocketAddr> },
-    NotFound { name: String, error: io::Error },
-    Kv(KvNews),
-    KvJoined { endpoint: String },
-    KvGone { endpoint: String, why: String },
+    Heard(KvNews),
+    Joined { endpoint: String },
+    Gone { endpoint: String, why: String },
 }
+
+/// The agent as its threads share it.
+type Shared = Mutex<Agent>;
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -111,15 +112,76 @@ enum Event {
 pub fn run(config: AgentConfig) -> Result<(), AgentError> {
     let keys = read_keys(config.key_file.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build()?;
+    let endpoints = config.kv_events.clone();
+    let agent = Agent::new(config, keys);
+    agent.announce();
     runtime.block_on(async {
         let signals = Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
         };
-        Agent::new(config, keys).run(signals).await;
+        let threads = start_threads(agent)?;
+        let agent = &threads.agent;
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        for endpoint in endpoints {
+            tokio::spawn(kv::listen(endpoint, sender.clone()));
+        }
+        drop(sender);
+        wait(agent, events, signals).await;
+        agent.lock().state = State::Leaving;
+        tracing::info!("draining: told the gateways, and out");
+        for _ in 0..GOODBYES {
+            agent.lock().say_goodbye();
+            tokio::time::sleep(GOODBYE_GAP).await;
+        }
         Ok(())
     })
+}
+
+/// What runs beside the first thread. The threads that look, and look names up, end when this is dropped, the one that
+/// asks with the process. None is waited for: one may be in the middle of a look at an engine that does not answer.
+struct Threads {
+    agent: Arc<Shared>,
+    _stops: [SyncSender<()>; 2],
+}
+
+/// What a thread does.
+type Work = Box<dyn FnOnce(&Shared) + Send>;
+
+fn start_threads(mut agent: Agent) -> io::Result<Threads> {
+    let (ask, asked) = sync_channel(1);
+    let (stop, stopped) = sync_channel(1);
+    agent.ask_again = Some(ask);
+    let (period, clock, names) = (agent.config.period, agent.clock, agent.targets.names());
+    let scraper = Scraper::new(&agent.config, clock);
+    let asker = Asker::new(&agent.config.api, clock);
+    let agent = Arc::new(Mutex::new(agent));
+    let (stop_names, names_stopped) = sync_channel(1);
+    let spawn = |name: &str, work: Work| {
+        let agent = Arc::clone(&agent);
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&agent)).map(drop)
+    };
+    spawn("look", Box::new(move |agent| scraper.run(period, agent, &stopped)))?;
+    spawn("ask", Box::new(move |agent| asker.run(agent, &asked)))?;
+    if !names.is_empty() {
+        spawn("names", Box::new(move |agent| look_up(&names, agent, &names_stopped)))?;
+    }
+    Ok(Threads { agent, _stops: [stop, stop_names] })
+}
+
+/// Waits for a signal to end; handles all else that comes in the meantime.
+async fn wait(agent: &Shared, mut events: mpsc::Receiver<Event>, mut signals: Signals) {
+    let mut status = tokio::time::interval(STATUS_EVERY);
+    loop {
+        tokio::select! {
+            Some(event) = events.recv() => agent.lock().handle(event),
+            _ = status.tick() => agent.lock().tell_status(),
+            _ = signals.hang_up.recv() => agent.lock().reload_keys(),
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+        }
+    }
 }
 
 fn read_keys(path: Option<&Path>) -> Result<Keys, AgentError> {
@@ -147,6 +209,8 @@ enum State {
     Down,
     /// With something else than its load.
     Unreadable,
+    /// Nobody asks any more.
+    Leaving,
 }
 
 /// What KV events came to.
@@ -186,8 +250,8 @@ struct Agent {
     minute: Minute,
     complaints: Complaints,
     datagram: Vec<u8>,
-    engine: Arc<EngineCell>,
-    ask_again: Arc<Notify>,
+    /// Tells the asker to ask at once.
+    ask_again: Option<SyncSender<()>>,
 }
 
 impl Agent {
@@ -209,35 +273,11 @@ impl Agent {
             minute: Minute::default(),
             complaints: Complaints::default(),
             datagram: Vec::new(),
-            engine: Arc::default(),
-            ask_again: Arc::default(),
+            ask_again: None,
             config,
         };
         agent.composer.set_facts(agent.facts());
         agent
-    }
-
-    async fn run(mut self, mut signals: Signals) {
-        self.announce();
-        let mut events = self.start_tasks();
-        let mut not_ready = ticks(self.config.period);
-        let mut status = ticks(STATUS_EVERY);
-        loop {
-            tokio::select! {
-                Some(event) = events.recv() => self.handle(event),
-                _ = not_ready.tick(), if self.state == State::Down => self.beacon(),
-                _ = status.tick() => self.tell_status(),
-                _ = signals.hang_up.recv() => self.reload_keys(),
-                _ = signals.terminate.recv() => break,
-                _ = signals.interrupt.recv() => break,
-            }
-        }
-        tracing::info!("draining: told the gateways, and out");
-        for _ in 0..GOODBYES {
-            let load = Load { draining: true, ..self.load() };
-            self.send(load);
-            tokio::time::sleep(GOODBYE_GAP).await;
-        }
     }
 
     /// Says what it does.
@@ -257,69 +297,64 @@ impl Agent {
         }
     }
 
-    fn start_tasks(&self) -> mpsc::Receiver<Event> {
-        let (sender, receiver) = mpsc::channel(EVENTS_MAX);
-        // Tasks end with the runtime, or when nobody listens any more.
-        let scraper = Scraper::new(&self.config, self.clock);
-        tokio::spawn(scraper.run(self.config.period, sender.clone()));
-        let asker = Asker::new(&self.config.api);
-        tokio::spawn(asker.run(Arc::clone(&self.engine), Arc::clone(&self.ask_again), sender.clone()));
-        let names = self.targets.names();
-        if !names.is_empty() {
-            tokio::spawn(look_up(names, sender.clone()));
+    /// Which engine it is, once it has been seen.
+    fn engine(&self) -> Option<Engine> {
+        self.reading.as_ref().map(|reading| reading.engine)
+    }
+
+    fn serves(&mut self, served: Served) {
+        if served != self.served {
+            tracing::info!(models = served.models.join(","), slots = served.slots, "the engine serves");
+            self.served = served;
+            self.composer.set_facts(self.facts());
         }
-        for endpoint in &self.config.kv_events {
-            tokio::spawn(kv::listen(endpoint.clone(), sender.clone()));
-        }
-        receiver
     }
 
     fn handle(&mut self, event: Event) {
-        let now = self.clock.now();
         match event {
-            Event::Looked(look) => self.looked(look),
-            Event::NotLooked(fault) => self.not_looked(&fault),
-            Event::Served(served) => {
-                if served != self.served {
-                    tracing::info!(models = served.models.join(","), slots = served.slots, "the engine serves");
-                    self.served = served;
-                    self.composer.set_facts(self.facts());
-                }
-            }
-            Event::Found { gateway, addresses } => {
-                if self.targets.set(gateway, addresses) {
-                    let addresses: Vec<String> = self.targets.addresses().map(|address| address.to_string()).collect();
-                    tracing::info!(addresses = addresses.join(","), "gateways");
-                }
-                self.complaints.names.settle();
-            }
-            Event::NotFound { name, error } => {
-                if let Some(times) = self.complaints.names.raise(&name, now) {
-                    tracing::warn!(gateway = name, %error, times, "cannot look the gateway up; its last addresses stay");
-                }
-            }
-            Event::Kv(news) => self.hear(news),
-            Event::KvJoined { endpoint } => {
+            Event::Heard(news) => self.hear(news),
+            Event::Joined { endpoint } => {
                 self.complaints.events.settle();
                 tracing::info!(endpoint, "listening to KV events");
             }
-            Event::KvGone { endpoint, why } => {
-                if let Some(times) = self.complaints.events.raise(&why, now) {
+            Event::Gone { endpoint, why } => {
+                if let Some(times) = self.complaints.events.raise(&why, self.clock.now()) {
                     tracing::warn!(endpoint, why, times, "no KV events: evictions are not seen");
                 }
             }
         }
     }
 
+    /// What a gateway's name stands for.
+    fn found(&mut self, gateway: usize, name: &str, addresses: io::Result<std::vec::IntoIter<std::net::SocketAddr>>) {
+        match addresses {
+            Ok(addresses) => {
+                self.complaints.names.settle();
+                if self.targets.set(gateway, addresses.collect()) {
+                    let all: Vec<String> = self.targets.addresses().map(|address| address.to_string()).collect();
+                    tracing::info!(addresses = all.join(","), "gateways");
+                }
+            }
+            Err(error) => {
+                if let Some(times) = self.complaints.names.raise(name, self.clock.now()) {
+                    tracing::warn!(gateway = name, %error, times, "cannot look the gateway up; its last addresses stay");
+                }
+            }
+        }
+    }
+
     fn looked(&mut self, look: Look) {
+        if self.state == State::Leaving {
+            return;
+        }
         let unix_us = Clock::unix_ns() / 1_000;
         let sight = sight(&look, unix_us, &mut self.mark);
         let restarted = self.incarnation.see(sight, unix_us);
         let is_first = self.reading.is_none();
-        self.engine.set(look.reading.engine);
         if is_first || restarted {
             self.tell_found(&look, restarted);
-            self.ask_again.notify_one();
+            // One that is told already needs no second word.
+            let _told = self.ask_again.as_ref().map(|asker| asker.try_send(()));
         }
         if restarted {
             self.kv.evicted = 0;
@@ -334,6 +369,9 @@ impl Agent {
     }
 
     fn not_looked(&mut self, fault: &LookFault) {
+        if self.state == State::Leaving {
+            return;
+        }
         let is_settings = fault.is_settings();
         if matches!(fault, LookFault::Http(HttpFault::Refused)) {
             self.incarnation.gone();
@@ -346,10 +384,19 @@ impl Agent {
                 tracing::warn!(metrics, error = %fault, times, "the engine does not answer: it is said not to be ready");
             }
         }
-        let before = std::mem::replace(&mut self.state, if is_settings { State::Unreadable } else { State::Down });
-        if self.state == State::Down && before != State::Down {
+        self.state = if is_settings { State::Unreadable } else { State::Down };
+        self.tell_not_ready();
+    }
+
+    /// Says that the engine is not ready, if it is so.
+    fn tell_not_ready(&mut self) {
+        if self.state == State::Down {
             self.beacon();
         }
+    }
+
+    fn say_goodbye(&mut self) {
+        self.send(Load { draining: true, ..self.load() });
     }
 
     fn hear(&mut self, news: KvNews) {
@@ -371,7 +418,7 @@ impl Agent {
     /// The load to tell now.
     fn load(&self) -> Load {
         let load = match (&self.reading, self.state) {
-            (Some(reading), State::Answers) => reading.load(),
+            (Some(reading), State::Answers | State::Leaving) => reading.load(),
             _ => Load::default(),
         };
         let heard = (!self.config.kv_events.is_empty()).then_some(self.kv.evicted);
@@ -459,13 +506,6 @@ impl Agent {
     }
 }
 
-/// Ticks that are not made up for when they are late.
-fn ticks(period: Duration) -> Interval {
-    let mut ticks = tokio::time::interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
-}
-
 /// A mark of a process, and the time it stands for, worked out once.
 type Mark = Option<(u64, Option<u64>)>;
 
@@ -502,18 +542,15 @@ fn facts(config: &AgentConfig, reading: Option<&Reading>, served: &Served) -> Fa
     }
 }
 
-/// Looks gateways' names up for ever.
-async fn look_up(names: Vec<(usize, String)>, events: mpsc::Sender<Event>) {
+/// Looks gateways' names up until `stop` is closed.
+fn look_up(names: &[(usize, String)], agent: &Shared, stop: &Receiver<()>) {
     loop {
-        for (gateway, name) in &names {
-            let event = match tokio::net::lookup_host(name.as_str()).await {
-                Ok(addresses) => Event::Found { gateway: *gateway, addresses: addresses.collect() },
-                Err(error) => Event::NotFound { name: name.clone(), error },
-            };
-            if events.send(event).await.is_err() {
-                return;
-            }
+        for (gateway, name) in names {
+            let addresses = name.to_socket_addrs();
+            agent.lock().found(*gateway, name, addresses);
         }
-        tokio::time::sleep(LOOK_UP_EVERY).await;
+        if is_stopped(stop, LOOK_UP_EVERY) {
+            return;
+        }
     }
 }

@@ -1,14 +1,19 @@
 //! HTTP/1.1 `GET` over one kept connection, in plain text: all an agent asks of the engine beside it. Made by hand to
-//! be small: no TLS, no redirects, no proxies. What an answer may take is bounded.
+//! be small: no TLS, no redirects, no proxies. What an answer may take is bounded, in bytes and in time.
+//!
+//! The same code runs over two kinds of connection. An agent has a thread to wait in: its reads block, one system call
+//! where a runtime needs several. A gateway that reads many pages itself waits for all of them in one runtime.
 
+use std::future::Future;
 use std::io;
 use std::ops::Range;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use url::Url;
 
+use super::link::Link;
+use crate::clock::{Clock, Now};
 use crate::engine::PAGE_BYTES_MAX;
 
 /// Longest head of an answer, bytes.
@@ -67,34 +72,49 @@ pub(super) struct Answer<'b> {
 
 /// One server, and a connection to it.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct Client<L> {
     /// `host:port` to connect to.
     peer: String,
-    stream: Option<TcpStream>,
+    clock: Clock,
+    stream: Option<L>,
+    request: String,
     input: Vec<u8>,
     /// A body in chunks, put together.
     whole: Vec<u8>,
 }
 
-impl Client {
-    /// A client of the server at `url`, whose path is not looked at.
-    pub(super) fn new(url: &Url) -> Self {
-        Self { peer: peer(url), stream: None, input: Vec::new(), whole: Vec::new() }
+impl Client<std::net::TcpStream> {
+    /// Asks for `path` (with its query), within `limit`; blocks.
+    pub(super) fn get_blocking(&mut self, path: &str, limit: Duration) -> Result<Answer<'_>, HttpFault> {
+        let until = Limit { at: self.clock.now().plus(limit), limit };
+        // Everything in it blocks, so that it is over when it has been polled once.
+        let head = match std::pin::pin!(self.exchange(path, until)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(head) => head?,
+            Poll::Pending => return Err(HttpFault::Slow(limit)),
+        };
+        self.answer(head)
     }
+}
 
+impl Client<tokio::net::TcpStream> {
     /// Asks for `path` (with its query), within `limit`.
     pub(super) async fn get(&mut self, path: &str, limit: Duration) -> Result<Answer<'_>, HttpFault> {
-        let head = match tokio::time::timeout(limit, self.exchange(path)).await {
-            Ok(Ok(head)) => head,
-            Ok(Err(fault)) => {
-                self.stream = None;
-                return Err(fault);
-            }
-            Err(_elapsed) => {
-                self.stream = None;
-                return Err(HttpFault::Slow(limit));
-            }
-        };
+        let until = Limit { at: self.clock.now().plus(limit), limit };
+        // What is dropped in the middle takes its connection along.
+        let slow = |_elapsed| HttpFault::Slow(limit);
+        let head = tokio::time::timeout(limit, self.exchange(path, until)).await.map_err(slow)??;
+        self.answer(head)
+    }
+}
+
+impl<L: Link> Client<L> {
+    /// A client of the server at `url`, whose path is not looked at.
+    pub(super) fn new(url: &Url, clock: Clock) -> Self {
+        let peer = peer(url);
+        Self { peer, clock, stream: None, request: String::new(), input: Vec::new(), whole: Vec::new() }
+    }
+
+    fn answer(&self, head: Head) -> Result<Answer<'_>, HttpFault> {
         if head.status != 200 {
             return Err(HttpFault::Status(head.status));
         }
@@ -106,10 +126,10 @@ impl Client {
     }
 
     /// One exchange; a kept connection that the server has closed in the meantime is replaced, once.
-    async fn exchange(&mut self, path: &str) -> Result<Head, HttpFault> {
-        let kept = self.stream.take();
-        if let Some(mut stream) = kept {
-            match self.on(&mut stream, path).await {
+    async fn exchange(&mut self, path: &str, until: Limit) -> Result<Head, HttpFault> {
+        // Taken out, so that a connection on which something failed is not used again.
+        if let Some(mut stream) = self.stream.take() {
+            match self.on(&mut stream, path, until).await {
                 Ok(head) => {
                     self.stream = head.is_kept.then_some(stream);
                     return Ok(head);
@@ -118,23 +138,23 @@ impl Client {
                 Err(fault) => return Err(fault),
             }
         }
-        let mut stream = TcpStream::connect(&self.peer).await.map_err(|error| {
-            if error.kind() == io::ErrorKind::ConnectionRefused { HttpFault::Refused } else { HttpFault::Io(error) }
+        let mut stream = L::connect(&self.peer, until.limit).await.map_err(|error| {
+            if error.kind() == io::ErrorKind::ConnectionRefused { HttpFault::Refused } else { until.fault(error) }
         })?;
-        stream.set_nodelay(true)?;
-        let head = self.on(&mut stream, path).await?;
+        let head = self.on(&mut stream, path, until).await?;
         self.stream = head.is_kept.then_some(stream);
         Ok(head)
     }
 
-    async fn on(&mut self, stream: &mut TcpStream, path: &str) -> Result<Head, HttpFault> {
+    async fn on(&mut self, stream: &mut L, path: &str, until: Limit) -> Result<Head, HttpFault> {
         self.input.clear();
-        let peer = &self.peer;
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: {peer}\r\nUser-Agent: emberlane-agent\r\nAccept: */*\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
+        self.request.clear();
+        for part in ["GET ", path, " HTTP/1.1\r\nHost: ", &self.peer, "\r\nUser-Agent: emberlane-agent\r\n\r\n"] {
+            self.request.push_str(part);
+        }
+        stream.write_whole(self.request.as_bytes()).await.map_err(|error| until.fault(error))?;
         let (mut head, length) = loop {
-            self.more(stream).await?;
+            self.more(stream, until).await?;
             if let Some(end) = memchr::memmem::find(&self.input, b"\r\n\r\n") {
                 break parse_head(self.input.get(..end).unwrap_or_default(), end + 4)?;
             }
@@ -153,18 +173,18 @@ impl Client {
                     return Err(HttpFault::TooLong);
                 }
                 while self.input.len() < start + bytes {
-                    self.more(stream).await?;
+                    self.more(stream, until).await?;
                 }
                 *range = start..start + bytes;
             }
             Length::Chunked => {
                 while !dechunk(self.input.get(start..).unwrap_or_default(), &mut self.whole)? {
-                    self.more(stream).await?;
+                    self.more(stream, until).await?;
                 }
                 head.body = Body::Joined;
             }
             Length::UntilClosed => {
-                while self.more(stream).await.is_ok() {}
+                while self.more(stream, until).await.is_ok() {}
                 if self.input.len() >= ANSWER_BYTES_MAX {
                     return Err(HttpFault::TooLong);
                 }
@@ -176,15 +196,31 @@ impl Client {
     }
 
     /// Reads at least a byte more.
-    async fn more(&mut self, stream: &mut TcpStream) -> Result<(), HttpFault> {
+    async fn more(&mut self, stream: &mut L, until: Limit) -> Result<(), HttpFault> {
         if self.input.len() >= ANSWER_BYTES_MAX {
             return Err(HttpFault::TooLong);
         }
         self.input.reserve(READ_BYTES);
-        match stream.read_buf(&mut self.input).await? {
+        match stream.read_more(&mut self.input).await.map_err(|error| until.fault(error))? {
             0 => Err(HttpFault::Io(io::ErrorKind::UnexpectedEof.into())),
+            _ if self.clock.now() > until.at => Err(HttpFault::Slow(until.limit)),
             _ => Ok(()),
         }
+    }
+}
+
+/// When an answer must be there.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    at: Now,
+    limit: Duration,
+}
+
+impl Limit {
+    /// What an error of a socket means: waiting in vain is an error of its own.
+    fn fault(self, error: io::Error) -> HttpFault {
+        let is_slow = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        if is_slow { HttpFault::Slow(self.limit) } else { HttpFault::Io(error) }
     }
 }
 

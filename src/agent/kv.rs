@@ -32,7 +32,7 @@ pub(super) async fn listen(endpoint: String, news: mpsc::Sender<Event>) {
     let mut sequence = Sequence::default();
     loop {
         let ended = session(&endpoint, &mut sequence, &news).await;
-        if news.is_closed() || news.send(Event::KvGone { endpoint: endpoint.clone(), why: ended }).await.is_err() {
+        if news.is_closed() || news.send(Event::Gone { endpoint: endpoint.clone(), why: ended }).await.is_err() {
             return;
         }
         tokio::time::sleep(RETRY).await;
@@ -59,7 +59,7 @@ async fn session(endpoint: &str, sequence: &mut Sequence, news: &mpsc::Sender<Ev
     if let Err(error) = joined {
         return error.to_string();
     }
-    if news.send(Event::KvJoined { endpoint: endpoint.to_owned() }).await.is_err() {
+    if news.send(Event::Joined { endpoint: endpoint.to_owned() }).await.is_err() {
         return String::new();
     }
     loop {
@@ -67,7 +67,7 @@ async fn session(endpoint: &str, sequence: &mut Sequence, news: &mpsc::Sender<Ev
             message = socket.recv() => match message {
                 Ok(message) => {
                     let heard = read(&message, sequence);
-                    if heard != KvNews::default() && news.send(Event::Kv(heard)).await.is_err() {
+                    if heard != KvNews::default() && news.send(Event::Heard(heard)).await.is_err() {
                         return String::new();
                     }
                 }

@@ -18,16 +18,11 @@ use crate::wire::beacon::Beacon;
 /// See [`AgentError`].
 pub fn once(config: &AgentConfig) -> Result<String, AgentError> {
     let keys = read_keys(config.key_file.as_deref())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let clock = Clock::new();
-    let (look, served) = runtime.block_on(async {
-        let look = Scraper::new(config, clock)
-            .look()
-            .await
-            .map_err(|fault| AgentError::Look { url: config.metrics.to_string(), why: fault.to_string() })?;
-        let served = Asker::new(&config.api).ask(Some(look.reading.engine)).await;
-        Ok::<_, AgentError>((look, served))
-    })?;
+    let look = Scraper::new(config, clock)
+        .look_once()
+        .map_err(|fault| AgentError::Look { url: config.metrics.to_string(), why: fault.to_string() })?;
+    let served = Asker::new(&config.api, clock).ask(look.reading.engine);
     let unix_ns = Clock::unix_ns();
     let mut incarnation = Incarnation::new(unix_ns / 1_000);
     incarnation.see(sight(&look, unix_ns / 1_000, &mut None), unix_ns / 1_000);

@@ -1,20 +1,20 @@
 //! Looks at the engine's page again and again, and asks now and then what it serves.
 
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
-use tokio::time::MissedTickBehavior;
 use url::Url;
 
-use super::Event;
+use super::Shared;
 use super::config::AgentConfig;
-use super::http::{Client, HttpFault};
+use super::http::{Answer, Client, HttpFault};
 use crate::clock::{Clock, Now};
 use crate::engine::{CustomNames, Engine, PageFault, Reader, Reading};
 
 /// Longest wait for a page. Long, because an engine whose front end is busy is not gone.
 const PAGE_LIMIT: Duration = Duration::from_secs(3);
+/// The same while the engine does not answer: beacons that say so are sent in between.
+const PAGE_LIMIT_DOWN: Duration = Duration::from_secs(1);
 /// Longest wait for other answers.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// Longest pause between two looks at an engine that does not answer.
@@ -57,65 +57,109 @@ impl LookFault {
 
 /// Reads one engine's page.
 #[derive(Debug)]
-pub(super) struct Scraper {
-    client: Client,
+pub(super) struct Scraper<L> {
+    client: Client<L>,
     path: String,
     reader: Reader,
     clock: Clock,
 }
 
-impl Scraper {
-    pub(super) fn new(config: &AgentConfig, clock: Clock) -> Self {
-        let reader = Reader::new(config.engine, config.custom.clone());
-        Self { client: Client::new(&config.metrics), path: target(&config.metrics), reader, clock }
-    }
-
+impl Scraper<tokio::net::TcpStream> {
     /// A reader of the page at `url`, whichever engine's it is.
     pub(super) fn at(url: &Url, clock: Clock) -> Self {
         let reader = Reader::new(Engine::Auto, CustomNames::default());
-        Self { client: Client::new(url), path: target(url), reader, clock }
-    }
-
-    /// Looks once.
-    pub(super) async fn look(&mut self) -> Result<Look, LookFault> {
-        self.look_within(PAGE_LIMIT).await
+        Self { client: Client::new(url, clock), path: target(url), reader, clock }
     }
 
     /// Looks once, for no longer than `limit`.
     pub(super) async fn look_within(&mut self, limit: Duration) -> Result<Look, LookFault> {
         let began = self.clock.now();
         let answer = self.client.get(&self.path, limit).await?;
-        let start_mark = answer.start_mark;
-        let reading = self.reader.read(answer.body)?.clone();
-        Ok(Look { reading, start_mark, took: self.clock.now().since(began) })
+        seen(&mut self.reader, answer, self.clock, began)
+    }
+}
+
+impl Scraper<std::net::TcpStream> {
+    /// A reader of the page that `config` names.
+    pub(super) fn new(config: &AgentConfig, clock: Clock) -> Self {
+        let reader = Reader::new(config.engine, config.custom.clone());
+        Self { client: Client::new(&config.metrics, clock), path: target(&config.metrics), reader, clock }
     }
 
-    /// Looks every `period` until nobody wants to know. Looks that fail are repeated with growing pauses.
-    pub(super) async fn run(mut self, period: Duration, events: mpsc::Sender<Event>) {
-        let mut ticks = tokio::time::interval(period);
-        // A look that is late is not made up for, and does not delay those after it.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    /// Looks once; blocks.
+    fn look(&mut self, limit: Duration) -> Result<Look, LookFault> {
+        let began = self.clock.now();
+        let answer = self.client.get_blocking(&self.path, limit)?;
+        seen(&mut self.reader, answer, self.clock, began)
+    }
+
+    /// Looks once, as patiently as is right for an engine that is believed to be there.
+    pub(super) fn look_once(&mut self) -> Result<Look, LookFault> {
+        self.look(PAGE_LIMIT)
+    }
+
+    /// Looks every `period` until `stop` is closed, and tells the agent. After a look that failed it pauses, longer each
+    /// time, and the agent says every period that the engine is not ready.
+    pub(super) fn run(mut self, period: Duration, agent: &Shared, stop: &Receiver<()>) {
+        let mut due = self.clock.now();
         let mut pause = period;
         loop {
-            ticks.tick().await;
-            let result = self.look().await;
-            let failed = result.is_err();
-            let event = match result {
-                Ok(look) => Event::Looked(look),
-                Err(fault) => Event::NotLooked(fault),
-            };
-            if events.send(event).await.is_err() {
-                return;
+            let is_well = pause == period;
+            match self.look(if is_well { PAGE_LIMIT } else { PAGE_LIMIT_DOWN }) {
+                Ok(look) => {
+                    agent.lock().looked(look);
+                    pause = period;
+                }
+                Err(fault) => {
+                    agent.lock().not_looked(&fault);
+                    if self.pause(pause, period, agent, stop) {
+                        return;
+                    }
+                    pause = (pause * 2).clamp(period + Duration::from_nanos(1), PAUSE_MAX.max(period * 2));
+                }
             }
-            if failed {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).clamp(period.min(PAUSE_MAX), PAUSE_MAX);
-                ticks.reset();
-            } else {
-                pause = period;
+            // A look that is late is not made up for, and does not delay those after it.
+            let now = self.clock.now();
+            due = due.plus(period);
+            while due < now {
+                due = due.plus(period * late_periods(now.since(due), period));
+            }
+            if is_stopped(stop, due.since(now)) {
+                return;
             }
         }
     }
+}
+
+impl Scraper<std::net::TcpStream> {
+    /// Does not look for `pause`, less a period, in which the agent says what it has to; true when it is to stop.
+    fn pause(&self, pause: Duration, period: Duration, agent: &Shared, stop: &Receiver<()>) -> bool {
+        let until = self.clock.now().plus(pause);
+        while self.clock.now().plus(period) < until {
+            if is_stopped(stop, period) {
+                return true;
+            }
+            agent.lock().tell_not_ready();
+        }
+        false
+    }
+}
+
+/// Reads the page of an answer.
+fn seen(reader: &mut Reader, answer: Answer<'_>, clock: Clock, began: Now) -> Result<Look, LookFault> {
+    let start_mark = answer.start_mark;
+    let reading = reader.read(answer.body)?.clone();
+    Ok(Look { reading, start_mark, took: clock.now().since(began) })
+}
+
+/// How many periods to leave out to be in time again.
+fn late_periods(late: Duration, period: Duration) -> u32 {
+    u32::try_from(late.as_nanos() / period.as_nanos().max(1)).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+/// Waits for `pause`; true as soon as `stop` is closed.
+pub(super) fn is_stopped(stop: &Receiver<()>, pause: Duration) -> bool {
+    matches!(stop.recv_timeout(pause), Err(RecvTimeoutError::Disconnected))
 }
 
 /// What an engine serves.
@@ -130,59 +174,43 @@ pub(super) struct Served {
 /// Asks an engine what it serves.
 #[derive(Debug)]
 pub(super) struct Asker {
-    client: Client,
+    client: Client<std::net::TcpStream>,
 }
 
 impl Asker {
-    pub(super) fn new(api: &Url) -> Self {
-        Self { client: Client::new(api) }
+    pub(super) fn new(api: &Url, clock: Clock) -> Self {
+        Self { client: Client::new(api, clock) }
     }
 
     /// Asks once. `/props` is llama.cpp's.
-    pub(super) async fn ask(&mut self, engine: Option<Engine>) -> Served {
+    pub(super) fn ask(&mut self, engine: Engine) -> Served {
         let mut served = Served::default();
-        if let Ok(answer) = self.client.get("/v1/models", ASK_LIMIT).await {
+        if let Ok(answer) = self.client.get_blocking("/v1/models", ASK_LIMIT) {
             served.models = models(answer.body);
         }
-        if engine == Some(Engine::LlamaCpp)
-            && let Ok(answer) = self.client.get("/props", ASK_LIMIT).await
+        if engine == Engine::LlamaCpp
+            && let Ok(answer) = self.client.get_blocking("/props", ASK_LIMIT)
         {
             served.slots = slots(answer.body);
         }
         served
     }
 
-    /// Asks again and again: often until it says something, and at once when `again` says so.
-    pub(super) async fn run(mut self, engine: Arc<EngineCell>, again: Arc<Notify>, events: mpsc::Sender<Event>) {
+    /// Asks again and again: often until it says something, and at once when `again` is told to, until that is closed.
+    pub(super) fn run(mut self, agent: &Shared, again: &Receiver<()>) {
         loop {
-            let served = match engine.get() {
-                None => Served::default(), // it has not been seen yet: nobody to ask
-                Some(engine) => self.ask(Some(engine)).await,
-            };
+            // One that has not been seen yet is not there to be asked.
+            let engine = agent.lock().engine();
+            let served = engine.map(|engine| self.ask(engine)).unwrap_or_default();
             let [known, unknown] = ASK_EVERY;
             let pause = if served.models.is_empty() { unknown } else { known };
-            if served != Served::default() && events.send(Event::Served(served)).await.is_err() || events.is_closed() {
+            if served != Served::default() {
+                agent.lock().serves(served);
+            }
+            if is_stopped(again, pause) {
                 return;
             }
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = again.notified() => {}
-            }
         }
-    }
-}
-
-/// Which engine it is, once known: told by the looks, read by the asker.
-#[derive(Debug, Default)]
-pub(super) struct EngineCell(parking_lot::Mutex<Option<Engine>>);
-
-impl EngineCell {
-    pub(super) fn set(&self, engine: Engine) {
-        *self.0.lock() = Some(engine);
-    }
-
-    fn get(&self) -> Option<Engine> {
-        *self.0.lock()
     }
 }
 

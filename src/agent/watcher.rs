@@ -11,7 +11,7 @@ use url::Url;
 /// Follows one engine's page.
 #[derive(Debug)]
 pub(crate) struct Watcher {
-    scraper: Scraper,
+    scraper: Scraper<tokio::net::TcpStream>,
     incarnation: Incarnation,
     mark: Mark,
 }
