@@ -46,7 +46,7 @@ fn ages(options: &Options, world: &World) -> Vec<Row> {
         let mut ages = Vec::new();
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(seconds as u64) {
-            std::thread::park_timeout(Duration::from_millis(50));
+            wait(Duration::from_millis(50));
             ages.extend(world.load_ages_ms());
         }
         stop.store(true, Relaxed);
@@ -76,7 +76,7 @@ fn flood(options: &Options, world: &World) -> Vec<Row> {
         let times = std::thread::scope(|scope| {
             let flood = scope.spawn(|| forge(target, &stop));
             let client = scope.spawn(|| world.request(turn, &stop));
-            std::thread::park_timeout(Duration::from_millis(1000));
+            wait(Duration::from_millis(1000));
             stop.store(true, Relaxed);
             flood.join().unwrap();
             client.join().unwrap()
@@ -184,6 +184,14 @@ impl World {
         let records = core.rings.iter().flat_map(|ring| ring.read());
         let fresh = records.filter(|record| record.decision.at.0 >= seen && seen != 0);
         fresh.filter_map(|record| record.decision.chosen.load_age()).map(|age| age.as_secs_f64() * 1e3).collect()
+    }
+}
+
+/// Waits for no less than `time`: a thread that ends wakes the one that scoped it.
+fn wait(time: Duration) {
+    let start = Instant::now();
+    while let Some(left) = time.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
+        std::thread::park_timeout(left);
     }
 }
 
