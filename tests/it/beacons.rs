@@ -293,13 +293,13 @@ fn a_restarted_engine_is_cold_after_one_beacon() {
         agent.say(running(0));
     }
     let prompt = chat(&text(SEED, 20_000));
-    let home = || {
+    for _ in 0..2 {
         let answer = world.gateway.post(PATH, &prompt);
         assert_eq!(answer.status(), 200, "{}", answer.text());
-        world.gateway.decisions()[0].clone()
-    };
-    home();
-    let warm = home();
+    }
+    // A decision is on record once its answer is whole, which may be after the client has it.
+    wait_for("the second decision", LIMIT, || world.gateway.decisions().len() == 2);
+    let warm = world.gateway.decisions()[0].clone();
     let warm_tokens = warm["chosen"]["warm_tokens"].as_f64().unwrap();
     assert!(warm_tokens > 100.0, "{warm}");
     let id = warm["chosen"]["replica"].as_str().unwrap().to_owned();

@@ -57,6 +57,8 @@ fn llama_cpp_servers_with_agents() {
     for _ in 0..2 {
         assert_eq!(gateway.post(PATH, &prompt).status(), 200);
     }
+    // A decision is on record once its answer is whole, which may be after the client has it.
+    wait_for("the second decision", LIMIT, || gateway.decisions().len() == 2);
     let decision = gateway.decisions()[0].clone();
     assert!(decision["chosen"]["warm_tokens"].as_f64().unwrap() > 100.0, "{decision}");
     assert_eq!(decision["chosen"]["load_source"], "beacon", "{decision}");
@@ -74,8 +76,9 @@ fn llama_cpp_servers_with_agents() {
     agents[warm].signal(Signal::SIGTERM);
     wait_for("its replica to drain", LIMIT, || gateway.replicas()[warm]["draining"] != serde_json::json!([]));
     for turn in 0..4 {
-        assert_eq!(gateway.post(PATH, &chat(&text(100 + turn, 500))).status(), 200);
-        assert_ne!(gateway.decisions()[0]["chosen"]["replica"], id.as_str(), "it drains");
+        let answer = gateway.post(PATH, &chat(&text(100 + turn, 500)));
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        assert_ne!(answer.head.header("x-emberlane-replica"), Some(id.as_str()), "it drains");
     }
 }
 
