@@ -2,7 +2,7 @@
 //! case through both: what the kernel lets through, from other interfaces and from this machine itself, arrives at the
 //! socket, which stays bound. Should the bypass end while running, the socket goes on alone and nothing is lost.
 
-use socket2::Socket;
+use socket2::{SockFilter, Socket};
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
@@ -310,6 +310,17 @@ impl Receiver {
         }
         self.naps.heard += count;
         Ok(count)
+    }
+
+    /// While `deaf`, the kernel drops what comes to the socket as it comes: nothing is queued, and nobody reads it. What
+    /// comes past the kernel waits in a ring that is soon full.
+    ///
+    /// # Errors
+    /// When the kernel takes no filter.
+    pub fn set_deaf(&self, deaf: bool) -> io::Result<()> {
+        /// `ret #0`: of each datagram, no byte is kept (linux/filter.h, `BPF_RET | BPF_K`).
+        const KEEP_NOTHING: [SockFilter; 1] = [SockFilter::new(0x06, 0, 0, 0)];
+        if deaf { self.socket.attach_filter(&KEEP_NOTHING) } else { self.socket.detach_filter() }
     }
 
     /// Waits until there is something to receive, someone wakes it, or `timeout` has passed; now and then for no reason.

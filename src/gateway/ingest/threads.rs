@@ -205,8 +205,7 @@ impl Ingest {
             let now = self.core.clock.now();
             if let Some(pause) = self.window.pause(now) {
                 self.core.metrics.load.floods.inc();
-                std::thread::park_timeout(pause);
-                self.drop_what_waited(&mut receiver);
+                self.rest(&mut receiver, pause);
             }
             if now.since(counted) >= COUNT_EVERY {
                 counted = now;
@@ -220,7 +219,17 @@ impl Ingest {
         }
     }
 
-    /// Reads what came during a pause, and looks at none of it.
+    /// Sleeps through a flood. The kernel drops what comes meanwhile; what had come before is read and not looked at.
+    fn rest(&self, receiver: &mut Receiver, pause: Duration) {
+        let is_deaf = receiver.set_deaf(true).is_ok();
+        std::thread::park_timeout(pause);
+        self.drop_what_waited(receiver);
+        if is_deaf && let Err(error) = receiver.set_deaf(false) {
+            tracing::error!(%error, address = %receiver.local_addr(), "the socket stays deaf: no beacon comes through it");
+        }
+    }
+
+    /// Reads what waits, and looks at none of it.
     fn drop_what_waited(&self, receiver: &mut Receiver) {
         let mut dropped = 0;
         for _ in 0..WAITED_BATCHES_MAX {
