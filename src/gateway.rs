@@ -186,11 +186,7 @@ impl Gateway {
         let scrape = publishers.next().map(|publisher| ScrapeThread::start(&core, publisher)).transpose()?;
         let ingest = (ingest, scrape);
         if options.upgrade && snapshot.config.discovery.beacons {
-            let started = core.clock.now();
-            // Replicas that register themselves say where they are once a second. The process before serves meanwhile.
-            while core.clock.now().since(started) < REGISTER_AGAIN {
-                std::thread::park_timeout(POLL);
-            }
+            await_registrations(&core.clock);
         }
         let server = std::thread::Builder::new()
             .name("server".to_owned())
@@ -267,6 +263,14 @@ impl Gateway {
         if let Some(server) = self.server.take() {
             let _panicked = server.join();
         }
+    }
+}
+
+/// Replicas that register themselves say where they are once a second. The process before serves meanwhile.
+fn await_registrations(clock: &Clock) {
+    let started = clock.now();
+    while clock.now().since(started) < REGISTER_AGAIN {
+        std::thread::park_timeout(POLL);
     }
 }
 
