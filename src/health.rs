@@ -27,6 +27,7 @@ pub use say::{CheckFault, Description, Why};
 use crate::clock::Now;
 use crate::config::EjectionConfig;
 use crate::id::ReplicaSlot;
+use crate::load::heard::PERIODS_UNTIL_STALE;
 use machine::{Blame, CHECKS_MAX, Effects, Event, Phase, Said, State, next};
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
@@ -37,8 +38,6 @@ use word::{CLOUDED, OUT, pack, unpack};
 
 /// How long a request on probation may go without an outcome before another is let through.
 const PROBE_LEASE: Duration = Duration::from_secs(30);
-/// Beacons are silent after so many periods without one.
-const SILENT_PERIODS: u32 = 3;
 
 /// What beacons said of draining is out of date after so much silence: the engine was to stop, and if it runs, its agent
 /// alone was stopped. Checks speak for it from then on.
@@ -293,7 +292,7 @@ impl HealthColumns {
     /// A beacon of `slot` says whether it is ready, and whether it drains; the next comes after `period`.
     pub fn beacon(&self, slot: ReplicaSlot, ready: bool, draining: bool, period: Duration, now: Now) {
         let Some(silent_after) = self.silent_after.get(slot.index()) else { return };
-        silent_after.store(now.plus(period.saturating_mul(SILENT_PERIODS)).0.max(1), Relaxed);
+        silent_after.store(now.plus(period.saturating_mul(PERIODS_UNTIL_STALE)).0.max(1), Relaxed);
         let state = unpack(self.word(slot));
         let (said, event) = if ready { (Said::Ready, Event::SaidReady) } else { (Said::NotReady, Event::SaidNotReady) };
         if state.said != said {

@@ -48,13 +48,6 @@ impl Incarnation {
         self.was_gone = true;
     }
 
-    /// [`Self::gone`], if so.
-    pub(super) const fn gone_if(&mut self, is_gone: bool) {
-        if is_gone {
-            self.gone();
-        }
-    }
-
     /// Takes what was seen at `now`, Unix time in microseconds; whether the engine has restarted since the last sight.
     pub(super) fn see(&mut self, sight: Sight, now: u64) -> bool {
         let known = sight.started.or(sight.mark_started).unwrap_or(now);

@@ -49,7 +49,9 @@ impl Watcher {
                 Ok(Seen { reading: look.reading, is_restart })
             }
             Err(LookFault::Http(fault)) => {
-                self.incarnation.gone_if(fault.is_refused());
+                if fault.is_refused() {
+                    self.incarnation.gone();
+                }
                 Err(Unseen { kind: "http", why: fault.to_string() })
             }
             Err(LookFault::Page(fault)) => Err(Unseen { kind: "page", why: fault.to_string() }),

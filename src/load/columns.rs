@@ -258,7 +258,7 @@ impl ReportColumns {
             } else if weight > 0.0 {
                 next = next.min(now.plus(cell.period() / FADING_STEPS));
             }
-            if weight < before
+            if weight.to_bits() != before.to_bits()
                 && let Some(slot) = ReplicaSlot::from_index(place)
             {
                 self.note(slot);

@@ -185,10 +185,13 @@ impl Shard {
 
 /// Takes up what replicas say, whenever the bell of `decider` rings.
 pub(crate) async fn hear(core: Arc<Core>, decider: Arc<Mutex<Decider>>) {
-    let bell = decider.lock().bell();
-    while let Some(bell) = &bell {
+    let Some(bell) = decider.lock().bell() else { return };
+    let mut dropped = 0;
+    loop {
         bell.rung().await;
         decider.lock().hear(&core.shared, core.clock.now());
+        let before = std::mem::replace(&mut dropped, bell.dropped());
+        core.metrics.load.lost_reports.inc_by(dropped - before);
     }
 }
 

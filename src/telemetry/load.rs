@@ -18,6 +18,8 @@ pub struct LoadMetrics {
     pub received: IntCounterVec,
     /// Datagrams lost before anybody looked at them, by place.
     pub lost: IntCounterVec,
+    /// Reports that found the ring of a reader full.
+    pub lost_reports: IntCounter,
     /// Facts for which the control thread had no room.
     pub lost_news: IntCounter,
     /// Pages read by the gateway itself, by result.
@@ -48,13 +50,14 @@ impl LoadMetrics {
         let refused = counters("emberlane_beacons_refused_total", "Datagrams that were dropped, by reason.", "reason");
         let lost = counters(
             "emberlane_beacons_lost_total",
-            "Datagrams lost before they were read, and facts that found no room, by place.",
+            "Datagrams lost before they were read, and reports and facts that found no room, by place.",
             "place",
         );
         Self {
             beacons: counter("emberlane_beacons_total", "Beacons taken."),
             refused: Refusal::ALL.map(|refusal| refused.with_label_values(&[refusal.as_str()])),
             received: counters("emberlane_beacon_datagrams_total", "Datagrams by the way they came in.", "through"),
+            lost_reports: lost.with_label_values(&["reader_ring_full"]),
             lost_news: lost.with_label_values(&["news_full"]),
             lost,
             scrapes: counters("emberlane_scrapes_total", "Metrics pages of engines read, by result.", "result"),

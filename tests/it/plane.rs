@@ -53,6 +53,9 @@ fn llama_cpp_servers_with_agents() {
     wait_for("both replicas to be heard", LIMIT, || {
         gateway.replicas().iter().all(|replica| replica["load_source"] == "beacon")
     });
+    let page = gateway.admin_get("/metrics").text();
+    let receiver = format!("emberlane_beacon_receiver{{address=\"{beacons}\",mode=\"socket\"}} 1");
+    assert!(page.lines().any(|line| line == receiver), "{receiver}\n{page}");
     let prompt = chat(&text(5, 3_000));
     for _ in 0..2 {
         assert_eq!(gateway.post(PATH, &prompt).status(), 200);

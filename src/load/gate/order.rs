@@ -18,13 +18,12 @@
 
 use super::Refusal;
 use crate::clock::Now;
+use crate::load::heard::PERIODS_UNTIL_STALE;
 use crate::wire::beacon::Head;
 use std::time::Duration;
 
 /// Sequences before the newest of which it is remembered whether they were heard. It only tells causes apart.
 pub(super) const WINDOW: u64 = 64;
-/// Periods without a beacon after which a sender counts as silent.
-const SILENT_PERIODS: u32 = 3;
 
 /// What was heard of a sender.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +59,7 @@ impl Order {
     /// Whether the beacon comes in its order; if so, it is part of it, and the answer is whether the engine is another
     /// than before.
     pub(super) fn admit(&mut self, head: &Head, now: Now) -> Result<bool, Refusal> {
-        let is_silent = now.since(self.heard) > self.period * SILENT_PERIODS;
+        let is_silent = now.since(self.heard) > self.period * PERIODS_UNTIL_STALE;
         if head.incarnation < self.incarnation && !is_silent {
             return Err(Refusal::Leftover);
         }
