@@ -73,10 +73,10 @@ pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<V
         state.with_label_values(&[replica.config.id.as_str(), name]).set(1);
     }
     read_heard(&registry, &snapshot, reports, core.clock.now())?;
-    let receiver = gauge("emberlane_beacon_receiver", "1 for the way beacons come in there.", &["address", "mode"])?;
-    for one in core.plane.receivers.lock().iter() {
-        receiver.with_label_values(&[one.address.to_string().as_str(), one.mode]).set(1.0);
-    }
+    show_receivers(
+        &gauge("emberlane_beacon_receiver", "1 for the way beacons come in there.", &["address", "mode"])?,
+        core,
+    );
     let ratio = gauge("emberlane_model_bytes_per_token", "Prompt bytes to a token, learned.", &["model"])?;
     for pool in &snapshot.fleet.pools {
         if let Some(cell) = snapshot.ratios.get(pool.id) {
@@ -85,6 +85,12 @@ pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<V
     }
     single("emberlane_stopping", "1 once the process is stopping.", f64::from(u8::from(core.stopping.load(Relaxed))))?;
     Ok(registry.gather())
+}
+
+fn show_receivers(family: &GaugeVec, core: &Core) {
+    for one in core.plane.receivers.lock().iter() {
+        family.with_label_values(&[one.address.to_string().as_str(), one.mode]).set(1.0);
+    }
 }
 
 /// Name, help and reader of a gauge of what a replica said of itself.
