@@ -73,10 +73,7 @@ pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<V
         state.with_label_values(&[replica.config.id.as_str(), name]).set(1);
     }
     read_heard(&registry, &snapshot, reports, core.clock.now())?;
-    show_receivers(
-        &gauge("emberlane_beacon_receiver", "1 for the way beacons come in there.", &["address", "mode"])?,
-        core,
-    );
+    show_receivers(&registry, core)?;
     let ratio = gauge("emberlane_model_bytes_per_token", "Prompt bytes to a token, learned.", &["model"])?;
     for pool in &snapshot.fleet.pools {
         if let Some(cell) = snapshot.ratios.get(pool.id) {
@@ -87,10 +84,14 @@ pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<V
     Ok(registry.gather())
 }
 
-fn show_receivers(family: &GaugeVec, core: &Core) {
+fn show_receivers(registry: &Registry, core: &Core) -> prometheus::Result<()> {
+    let help = Opts::new("emberlane_beacon_receiver", "1 for the way beacons come in there.");
+    let family = GaugeVec::new(help, &["address", "mode"])?;
+    registry.register(Box::new(family.clone()))?;
     for one in core.plane.receivers.lock().iter() {
         family.with_label_values(&[one.address.to_string().as_str(), one.mode]).set(1.0);
     }
+    Ok(())
 }
 
 /// Name, help and reader of a gauge of what a replica said of itself.
