@@ -9,6 +9,8 @@ const SAME_START_US: u64 = 1_000_000;
 /// Before the engine was seen at all, beacons say that it started this long before the agent: later than the engine
 /// that was there before, and yet not later than one that loads while nothing listens.
 const UNSEEN_US: u64 = 60_000_000;
+/// What the machine's uptime is told in, microseconds.
+const UPTIME_STEP_US: u64 = 10_000;
 
 /// One look at the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,9 +83,10 @@ impl Incarnation {
 
 /// When a process started that says it by microseconds of the machine's uptime, as llama.cpp does: microseconds of
 /// Unix time, in whole seconds, so that it comes to the same whenever it is worked out (the two clocks keep their
-/// distance, but are not read at one moment). `None` when the mark is no such thing.
+/// distance, but are not read at one moment). `None` when the mark is no such thing. The uptime comes in hundredths of a
+/// second, so that an engine which has just started may seem to start a little later than now.
 pub(super) fn started_from_uptime(mark: u64, uptime_us: u64, now: u64) -> Option<u64> {
-    let age = uptime_us.checked_sub(mark)?;
+    let age = (uptime_us + UPTIME_STEP_US).checked_sub(mark)?.saturating_sub(UPTIME_STEP_US);
     Some(now.checked_sub(age)? / 1_000_000 * 1_000_000)
 }
 
@@ -157,6 +160,7 @@ mod tests {
     fn uptimes_become_times() {
         assert_eq!(started_from_uptime(2_000_000, 5_000_000, NOW), Some(NOW - 3_000_000));
         assert_eq!(started_from_uptime(2_000_000, 5_000_900, NOW + 400), Some(NOW - 4_000_000));
+        assert_eq!(started_from_uptime(5_009_000, 5_000_000, NOW), Some(NOW), "it has only just started");
         assert_eq!(started_from_uptime(9_000_000, 5_000_000, NOW), None);
     }
 }

@@ -100,9 +100,11 @@ def chat_several_choices(client):
 
 @check("llama", "engine")
 def chat_logprobs(client):
-    answer = client.chat.completions.create(model="m", messages=MESSAGES, max_tokens=4, logprobs=True, top_logprobs=2)
+    answer = client.chat.completions.create(model="m", messages=MESSAGES, max_tokens=4, logprobs=True, top_logprobs=2,
+                                            temperature=0)
     content = answer.choices[0].logprobs.content
-    assert len(content) == 4 and len(content[0].top_logprobs) == 2
+    # A random model may end early, or begin with half a character.
+    assert 1 <= len(content) <= 4 and max(len(token.top_logprobs) for token in content) == 2
 
 
 @check("llama", "engine")
