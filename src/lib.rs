@@ -21,7 +21,7 @@
 //!
 //! | layer  | modules | rule |
 //! |--------|---------|------|
-//! | edge   | [`cli`], [`demo`], [`mock`], [`gateway`], [`admin`], [`proxy`], [`agent`], [`telemetry`] | all sockets, tasks and clock reads |
+//! | edge   | [`cli`], [`demo`], [`mock`], [`gateway`], [`admin`], [`proxy`], [`agent`], [`telemetry`], [`sim`] | all sockets, tasks and clock reads |
 //! | decide | [`pipeline`], [`policy`], [`learn`] | no I/O; `now` and randomness are arguments |
 //! | state  | [`prefix`], [`discovery`], [`fleet`], [`load`], [`health`] | many readers; fixed memory |
 //! | data   | [`parse`], [`wire`], [`config`], [`engine`] | pure; parse, don't validate |
@@ -44,6 +44,7 @@ pub mod demo;
 pub mod gateway;
 pub mod mock;
 pub mod proxy;
+pub mod sim;
 pub mod telemetry;
 // -- decide: no I/O, `now` is an argument
 pub mod learn;

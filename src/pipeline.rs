@@ -8,8 +8,7 @@
 //! steady state no allocation. Each step takes what the step before produced: a body becomes a [`Request`], that a
 //! fingerprint, that a view of the pool's replicas with their warm depth, that a [`Placement`]. The edge forwards it
 //! ([`Underway`] counts it while it is at its replica) and calls back: [`Decider::place_again`] to try elsewhere,
-//! [`Shared::confirm`] or [`Shared::retract`] once the outcome is known, and the `learn_*` functions with what the answer
-//! taught.
+//! [`Shared::confirm`] or [`Shared::retract`] once the outcome is known, and [`Shared::learn`] with what the answer taught.
 
 mod candidates;
 mod choice;
@@ -19,7 +18,7 @@ mod warming;
 
 use candidates::{Candidates, Known};
 pub use choice::{Choice, Decision, PASSTHROUGH, Reason};
-pub use shared::{Limits, Shared, SharedConfig, Snapshot, TokenRatios};
+pub use shared::{Answered, Lesson, Limits, Shared, SharedConfig, Snapshot, TokenRatios};
 pub use underway::Underway;
 
 use crate::clock::Now;
@@ -53,6 +52,23 @@ const HEARD_AT_ONCE: usize = 16 * 1024;
 pub struct Hints<'h> {
     /// Conversation the request belongs to.
     pub session: Option<&'h str>,
+}
+
+/// A prompt that is fingerprinted already: what the simulator's requests are made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Prompt<'p> {
+    /// What it speaks.
+    pub api: Api,
+    /// Whose replicas may take it.
+    pub pool: PoolId,
+    /// Its fingerprint.
+    pub chain: &'p [BlockHash],
+    /// Its length.
+    pub bytes: usize,
+    /// Equal for requests that should stay together.
+    pub affinity_key: u64,
+    /// Most output tokens wanted.
+    pub output_tokens_max: Option<u32>,
 }
 
 /// Where a request goes, and all that must be remembered until it ends.
@@ -187,6 +203,27 @@ impl Decider {
         now: Now,
     ) -> Result<Placement, Reject> {
         let mut placement = self.consider(shared, snapshot, api, body, hints, now)?;
+        shared.record(&mut placement, now);
+        Ok(placement)
+    }
+
+    /// As [`Self::decide`], for a prompt that is fingerprinted already.
+    ///
+    /// # Errors
+    /// [`Reject::NoReplica`].
+    pub fn decide_prompt(
+        &mut self,
+        shared: &Shared,
+        snapshot: &Snapshot,
+        prompt: Prompt<'_>,
+        now: Now,
+    ) -> Result<Placement, Reject> {
+        let Prompt { api, pool, chain, bytes, affinity_key, output_tokens_max } = prompt;
+        self.chain.clear();
+        self.chain.extend_from_slice(chain);
+        let mut placement = self.place(shared, snapshot, Some(api), pool, affinity_key, bytes, now)?;
+        placement.stream = true;
+        placement.output_tokens_max = output_tokens_max;
         shared.record(&mut placement, now);
         Ok(placement)
     }

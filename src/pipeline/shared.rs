@@ -9,6 +9,7 @@ use crate::health::{DrainCause, HealthColumns};
 use crate::id::{PoolId, ReplicaSlot};
 use crate::learn::{LearnedRates, Member, Rates, Sample, TokenRatio};
 use crate::load::LoadColumns;
+use crate::parse::usage::Usage;
 use crate::policy::{self, Policy};
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::hash::PrefixHasher;
@@ -53,6 +54,26 @@ pub struct Shared {
     surprises: Box<[AtomicU32]>,
     /// Blocks each replica holds, as the index was told (the bits of an `f32`).
     capacities: Box<[AtomicU32]>,
+}
+
+/// What an answer took and told: all that is to be learned from it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Answered {
+    /// Uncached prompt tokens ahead of its first output token when it was sent: its own and those already waiting there.
+    pub tokens_ahead: u64,
+    /// Seconds from its being forwarded to its first token, for streams.
+    pub first_token_s: Option<f64>,
+    /// Seconds to its end.
+    pub total_s: f64,
+    /// What the engine counted.
+    pub usage: Usage,
+}
+
+/// What was learned from an answer that others should know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lesson {
+    /// The replica holds nothing, several times in a row, of what it should: all it held is forgotten.
+    pub is_cache_lost: bool,
 }
 
 /// Tokens a replica should hold before it is a surprise that it holds none.
@@ -142,8 +163,29 @@ impl Shared {
         self.retractions.get(slot.index()).map_or(0, |cell| cell.load(Relaxed))
     }
 
+    /// Learns all that a whole answer teaches. `leaves_cache`: it was a request for which engines compute a prompt.
+    pub fn learn(&self, snapshot: &Snapshot, placement: &Placement, answer: &Answered, leaves_cache: bool) -> Lesson {
+        self.rates.learn_service(placement.decision.chosen.slot, answer.total_s);
+        if let Some(first_s) = answer.first_token_s {
+            self.learn_time(placement, answer.tokens_ahead, 1, first_s);
+        }
+        let mut lesson = Lesson::default();
+        let Usage { prompt_tokens, cached_tokens, output_tokens } = answer.usage;
+        if !leaves_cache {
+            return lesson;
+        }
+        if let Some(tokens) = output_tokens {
+            self.learn_time(placement, answer.tokens_ahead, tokens.max(1), answer.total_s);
+        }
+        if let Some(tokens) = prompt_tokens {
+            self.learn_tokens(snapshot, placement, tokens);
+            lesson.is_cache_lost = cached_tokens.is_some_and(|cached| self.learn_cached(placement, cached));
+        }
+        lesson
+    }
+
     /// Learns from how long an answer took; `tokens_ahead` as in [`Sample`].
-    pub fn learn_time(&self, placement: &Placement, tokens_ahead: u64, output_tokens: u64, seconds: f64) {
+    fn learn_time(&self, placement: &Placement, tokens_ahead: u64, output_tokens: u64, seconds: f64) {
         #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^52")]
         let (tokens_ahead, output_tokens) = (tokens_ahead as f64, output_tokens as f64);
         self.rates.learn(placement.decision.chosen.slot, Sample { tokens_ahead, output_tokens, seconds });
@@ -152,7 +194,7 @@ impl Shared {
     /// Learns from how much of a prompt the engine says it reused. A replica that holds nothing, several times in a row,
     /// of what it should hold much of has lost its cache (it restarted, or somebody emptied it): all is forgotten.
     /// Returns true when that is so.
-    pub fn learn_cached(&self, placement: &Placement, cached_tokens: u64) -> bool {
+    fn learn_cached(&self, placement: &Placement, cached_tokens: u64) -> bool {
         let chosen = &placement.decision.chosen;
         let Some(surprises) = self.surprises.get(chosen.slot.index()) else { return false };
         if chosen.warm_tokens < SURPRISE_TOKENS_MIN {
@@ -171,7 +213,7 @@ impl Shared {
     }
 
     /// Learns from the engine's own count of prompt tokens.
-    pub fn learn_tokens(&self, snapshot: &Snapshot, placement: &Placement, prompt_tokens: u64) {
+    fn learn_tokens(&self, snapshot: &Snapshot, placement: &Placement, prompt_tokens: u64) {
         let pool = placement.decision.pool;
         if let Some(ratio) = snapshot.ratios.get(pool) {
             ratio.learn(u64::from(placement.decision.prompt_bytes), prompt_tokens);

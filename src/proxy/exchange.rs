@@ -11,9 +11,8 @@ use super::shard::Shard;
 use super::{headers, route};
 use crate::clock::Now;
 use crate::parse::answer::AnswerReader;
-use crate::parse::usage::Usage;
 use crate::parse::{Api, splice_model};
-use crate::pipeline::{Hints, Placement, Snapshot, Underway};
+use crate::pipeline::{Answered, Hints, Placement, Snapshot, Underway};
 use crate::reject::Reject;
 use crate::telemetry::record::{Ending, Record};
 use pingora_core::protocols::http::ServerSession;
@@ -228,24 +227,19 @@ impl Exchange<'_> {
         if seen.end != End::Complete {
             return;
         }
-        shared.rates.learn_service(placement.decision.chosen.slot, total);
-        if let Some(first) = seen.first_token {
-            shared.learn_time(placement, sent.tokens_ahead, 1, first.seconds_since(sent.at));
+        let leaves_cache = self.api.is_some_and(Api::leaves_cache);
+        let answer = Answered {
+            tokens_ahead: sent.tokens_ahead,
+            first_token_s: seen.first_token.map(|first| first.seconds_since(sent.at)),
+            total_s: total,
+            usage: seen.usage,
+        };
+        if let (Some(tokens), Some(cached), true) = (seen.usage.prompt_tokens, seen.usage.cached_tokens, leaves_cache) {
+            self.shard.metrics.cached_tokens(f64::from(placement.decision.chosen.warm_tokens), cached, tokens);
         }
-        let Usage { prompt_tokens, cached_tokens, output_tokens } = seen.usage;
-        if let (Some(tokens), true) = (output_tokens, self.api.is_some_and(Api::leaves_cache)) {
-            shared.learn_time(placement, sent.tokens_ahead, tokens.max(1), total);
-        }
-        if let (Some(tokens), true) = (prompt_tokens, self.api.is_some_and(Api::leaves_cache)) {
-            shared.learn_tokens(&self.snapshot, placement, tokens);
-            if let Some(cached) = cached_tokens {
-                let predicted = f64::from(placement.decision.chosen.warm_tokens);
-                self.shard.metrics.cached_tokens(predicted, cached, tokens);
-                if shared.learn_cached(placement, cached) {
-                    let replica = self.replica_name(placement);
-                    tracing::warn!(replica, "replica holds nothing of what it should: taken to have restarted");
-                }
-            }
+        if shared.learn(&self.snapshot, placement, &answer, leaves_cache).is_cache_lost {
+            let replica = self.replica_name(placement);
+            tracing::warn!(replica, "replica holds nothing of what it should: taken to have restarted");
         }
     }
 

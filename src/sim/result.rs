@@ -1,0 +1,87 @@
+//! What one run measured: one JSON object a run.
+
+use serde::Serialize;
+
+/// One run of one policy. Times are seconds; shares are between 0 and 1. Requests of the warm-up are not counted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RunResult {
+    /// The workload's name.
+    pub workload: String,
+    /// The policy, as in the configuration, or the bound.
+    pub policy: String,
+    /// What was changed of it, by name (an ablation, a parameter); empty for nothing.
+    pub variant: String,
+    /// The model the replicas serve.
+    pub model: String,
+    /// Replicas.
+    pub replicas: u32,
+    /// Sessions a replica (closed loop) or multiple of the trace's rate.
+    pub load: f64,
+    /// What the run was made from.
+    pub seed: u64,
+    /// Virtual seconds that were measured, after the warm-up.
+    pub measured_s: f64,
+    /// Requests that arrived while it was measured.
+    pub requests: u64,
+    /// Of these, the ones that were answered whole.
+    pub completed: u64,
+    /// Of these, the ones that the gateway or an engine refused.
+    pub rejected: u64,
+    /// Prompt tokens found in engines' caches, of all prompt tokens.
+    pub hit_rate: f64,
+    /// Of the engines' busy time, what went to tokens that some engine had computed before.
+    pub regenerated_share: f64,
+    /// Time to first token, from when the request was admitted, at quantiles.
+    pub ttft_p50_s: f64,
+    /// See [`Self::ttft_p50_s`].
+    pub ttft_p90_s: f64,
+    /// See [`Self::ttft_p50_s`].
+    pub ttft_p95_s: f64,
+    /// See [`Self::ttft_p50_s`].
+    pub ttft_p99_s: f64,
+    /// Mean time to first token.
+    pub ttft_mean_s: f64,
+    /// Time per output token after the first, of each request, at quantiles.
+    pub tpot_p50_s: f64,
+    /// See [`Self::tpot_p50_s`].
+    pub tpot_p90_s: f64,
+    /// From arrival to the last token, the wait for admission included.
+    pub e2e_p50_s: f64,
+    /// See [`Self::e2e_p50_s`].
+    pub e2e_p90_s: f64,
+    /// Output tokens a second, of the fleet.
+    pub output_tokens_per_s: f64,
+    /// Answered requests a second, of the fleet.
+    pub requests_per_s: f64,
+    /// Mean wait for admission at the gateway.
+    pub admission_wait_mean_s: f64,
+    /// Share of the engines' time in which they computed.
+    pub busy_share: f64,
+    /// The busiest replica's requests, as a multiple of the mean.
+    pub imbalance: f64,
+    /// Requests that engines had to start over for want of memory.
+    pub preemptions: u64,
+    /// Mean relative error of the predicted TTFT (absolute values), where the policy predicts it.
+    pub ttft_mape: Option<f64>,
+    /// Share of requests whose TTFT was within the predicted p90.
+    pub ttft_p90_covered: Option<f64>,
+    /// The same figures for each class of calls, when the workload has more than one.
+    pub classes: Vec<ClassResult>,
+}
+
+/// Figures of one class of calls.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ClassResult {
+    /// Its name.
+    pub class: String,
+    /// Requests answered.
+    pub completed: u64,
+    /// Time to first token at quantiles.
+    pub ttft_p50_s: f64,
+    /// See [`Self::ttft_p50_s`].
+    pub ttft_p90_s: f64,
+    /// See [`Self::ttft_p50_s`].
+    pub ttft_p95_s: f64,
+    /// See [`Self::ttft_p50_s`].
+    pub ttft_p99_s: f64,
+}
