@@ -32,12 +32,16 @@ pub struct InFlight {
     pub requests: u32,
     /// Uncached prompt tokens whose first answer byte has not come yet.
     pub prefill_tokens: u64,
+    /// Tokens the requests hold in its KV cache, or will: whole prompts, cached or not, and what they are expected to
+    /// generate.
+    pub context_tokens: u64,
 }
 
 #[derive(Debug, Default)]
 struct Cell {
     requests: AtomicU32,
     prefill_tokens: AtomicU64,
+    context_tokens: AtomicU64,
 }
 
 /// In-flight work by replica, exact at any moment, shared by all shards.
@@ -74,13 +78,14 @@ impl LoadColumns {
         self.read(slot).prefill_tokens
     }
 
-    /// Both: [`Self::in_flight`] and [`Self::prefill_tokens`].
+    /// All that is in flight at `slot`.
     #[inline]
     #[must_use]
     pub fn read(&self, slot: ReplicaSlot) -> InFlight {
         self.cells.get(slot.index()).map_or_else(InFlight::default, |cell| InFlight {
             requests: cell.requests.load(Relaxed),
             prefill_tokens: cell.prefill_tokens.load(Relaxed),
+            context_tokens: cell.context_tokens.load(Relaxed),
         })
     }
 
@@ -129,17 +134,20 @@ pub struct Flight {
     columns: Arc<LoadColumns>,
     slot: ReplicaSlot,
     prefill_tokens: u64,
+    context_tokens: u64,
 }
 
 impl Flight {
-    /// Counts a request with `uncached_tokens` of prefill ahead of it at `slot`.
+    /// Counts a request with `uncached_tokens` of prefill ahead of it at `slot`, where it holds `context_tokens` until it
+    /// ends: its whole prompt, and what the caller expects it to generate.
     #[must_use]
-    pub fn start(columns: &Arc<LoadColumns>, slot: ReplicaSlot, uncached_tokens: u64) -> Self {
+    pub fn start(columns: &Arc<LoadColumns>, slot: ReplicaSlot, uncached_tokens: u64, context_tokens: u64) -> Self {
         columns.change(slot, |cell| {
             cell.requests.fetch_add(1, Relaxed);
             cell.prefill_tokens.fetch_add(uncached_tokens, Relaxed);
+            cell.context_tokens.fetch_add(context_tokens, Relaxed);
         });
-        Self { columns: Arc::clone(columns), slot, prefill_tokens: uncached_tokens }
+        Self { columns: Arc::clone(columns), slot, prefill_tokens: uncached_tokens, context_tokens }
     }
 
     /// The first byte of the answer has come: the prefill is done.
@@ -164,6 +172,7 @@ impl Drop for Flight {
         let tokens = std::mem::take(&mut self.prefill_tokens);
         self.columns.change(self.slot, |cell| {
             cell.prefill_tokens.fetch_sub(tokens, Relaxed);
+            cell.context_tokens.fetch_sub(self.context_tokens, Relaxed);
             cell.requests.fetch_sub(1, Relaxed);
         });
     }
@@ -177,20 +186,21 @@ mod tests {
     fn counts_return_to_zero_however_a_request_ends() {
         let columns = Arc::new(LoadColumns::new(4));
         let slot = ReplicaSlot(2);
-        let mut streaming = Flight::start(&columns, slot, 100);
-        let cancelled = Flight::start(&columns, slot, 50);
+        let mut streaming = Flight::start(&columns, slot, 100, 400);
+        let cancelled = Flight::start(&columns, slot, 50, 60);
         assert_eq!((columns.in_flight(slot), columns.prefill_tokens(slot)), (2, 150));
         streaming.prefilled();
         streaming.prefilled();
-        assert_eq!((columns.in_flight(slot), columns.prefill_tokens(slot)), (2, 50));
+        let rest = InFlight { requests: 2, prefill_tokens: 50, context_tokens: 460 };
+        assert_eq!(columns.read(slot), rest, "its context stays until it ends");
         drop(cancelled);
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _flight = Flight::start(&columns, slot, 7);
+            let _flight = Flight::start(&columns, slot, 7, 7);
             panic!("handler failed");
         }));
         assert!(panicked.is_err());
         drop(streaming);
-        assert_eq!((columns.in_flight_total(), columns.prefill_tokens(slot)), (0, 0));
+        assert_eq!((columns.in_flight_total(), columns.read(slot)), (0, InFlight::default()));
     }
 
     #[test]
@@ -202,7 +212,7 @@ mod tests {
             let before = std::mem::replace(&mut seen, versions());
             assert!(before[1] != seen[1] && before[0] == seen[0] && before[2] == seen[2], "{what}");
         };
-        let mut flight = Flight::start(&columns, ReplicaSlot(17), 5);
+        let mut flight = Flight::start(&columns, ReplicaSlot(17), 5, 9);
         moved("started");
         flight.prefilled();
         moved("prefilled");

@@ -129,6 +129,8 @@ pub struct Decider {
     /// The snapshot that the reports were last held against.
     generation: Option<u64>,
     costs: Vec<f32>,
+    /// The place picked last, in the view shown last.
+    picked: usize,
     chain: Vec<BlockHash>,
     spare_chains: Vec<Vec<BlockHash>>,
     rng: fastrand::Rng,
@@ -149,6 +151,7 @@ impl Decider {
             reports: ReportColumns::new(slots_max),
             generation: None,
             costs: Vec::new(),
+            picked: 0,
             chain: Vec::new(),
             spare_chains: Vec::new(),
             rng: fastrand::Rng::with_seed(seed),
@@ -203,7 +206,7 @@ impl Decider {
         now: Now,
     ) -> Result<Placement, Reject> {
         let mut placement = self.consider(shared, snapshot, api, body, hints, now)?;
-        shared.record(&mut placement, now);
+        self.settle(shared, snapshot, &mut placement, now);
         Ok(placement)
     }
 
@@ -224,7 +227,7 @@ impl Decider {
         let mut placement = self.place(shared, snapshot, Some(api), pool, affinity_key, bytes, now)?;
         placement.stream = true;
         placement.output_tokens_max = output_tokens_max;
-        shared.record(&mut placement, now);
+        self.settle(shared, snapshot, &mut placement, now);
         Ok(placement)
     }
 
@@ -311,8 +314,14 @@ impl Decider {
         let picked = self.price_and_pick(shared, snapshot, &chain, placement, now);
         placement.chain = chain;
         picked?;
-        shared.record(placement, now);
+        self.settle(shared, snapshot, placement, now);
         Ok(())
+    }
+
+    /// The decision that was just made is acted upon: it is put on record, and the policy takes note.
+    fn settle(&self, shared: &Shared, snapshot: &Snapshot, placement: &mut Placement, now: Now) {
+        shared.record(placement, now);
+        snapshot.policy.placed(self.candidates.shown(), self.picked);
     }
 
     /// Takes a finished placement's memory back for the next request.
@@ -343,6 +352,7 @@ impl Decider {
         self.costs.resize(seen.view.len(), 0.0);
         snapshot.policy.cost(seen.view, &mut self.rng, &mut self.costs);
         let pick = pick(&self.costs, &mut self.rng).ok_or(Reject::NoReplica)?;
+        self.picked = pick.best;
         choice::note(placement, seen, &self.costs, pick, known);
         placement.held_blocks = self.depths.get(placement.decision.chosen.slot) as usize;
         let more = chain.len().saturating_sub(placement.held_blocks);

@@ -8,6 +8,7 @@ mod price;
 pub use baseline::{LeastRequest, PowerOfTwo, Random, RoundRobin, Sticky, Weighted};
 pub use price::{Price, wait_s};
 
+use crate::clock::Now;
 use crate::config::{PolicyConfig, PolicyName};
 use crate::id::ReplicaSlot;
 
@@ -38,6 +39,10 @@ pub struct View {
     pub resident_blocks: Vec<f32>,
     /// Share of its KV cache in use, 0 to 1: as heard, else as believed.
     pub kv_usage: Vec<f32>,
+    /// Tokens that the gateway's own requests in flight hold there, or will: whole prompts and expected output.
+    pub context_tokens: Vec<f32>,
+    /// Tokens its KV cache holds: configured, discovered or assumed.
+    pub kv_tokens: Vec<f32>,
     /// What any request pays there, as [`Policy::stand`] has it.
     pub standing_s: Vec<f32>,
     /// Of all in [`Self::in_flight`], as of the last [`Self::total`] or kept up since.
@@ -56,6 +61,8 @@ pub struct View {
     pub is_retry: bool,
     /// Equal for requests that should stay together (session, else first block).
     pub affinity_key: u64,
+    /// The time of the decision.
+    pub now: Now,
 }
 
 impl View {
@@ -110,7 +117,7 @@ impl View {
         self.resident_blocks_most = column::most(&self.resident_blocks, 0.0);
     }
 
-    fn columns(&self) -> [&[f32]; 12] {
+    fn columns(&self) -> [&[f32]; 14] {
         [
             &self.in_flight,
             &self.elsewhere,
@@ -123,11 +130,13 @@ impl View {
             &self.prefill_s_per_token,
             &self.resident_blocks,
             &self.kv_usage,
+            &self.context_tokens,
+            &self.kv_tokens,
             &self.standing_s,
         ]
     }
 
-    fn columns_mut(&mut self) -> [&mut Vec<f32>; 12] {
+    fn columns_mut(&mut self) -> [&mut Vec<f32>; 14] {
         [
             &mut self.in_flight,
             &mut self.elsewhere,
@@ -140,12 +149,14 @@ impl View {
             &mut self.prefill_s_per_token,
             &mut self.resident_blocks,
             &mut self.kv_usage,
+            &mut self.context_tokens,
+            &mut self.kv_tokens,
             &mut self.standing_s,
         ]
     }
 }
 
-/// A way to choose. Stateless but for counters that all shards share.
+/// A way to choose. What it remembers, all shards share: atomics, bounded by the number of slots, and no locks.
 pub trait Policy: Send + Sync + std::fmt::Debug {
     /// Writes the cost of each candidate of `view` to `costs` (same length).
     fn cost(&self, view: &View, rng: &mut fastrand::Rng, costs: &mut [f32]);
@@ -153,6 +164,10 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
     /// Sets what any request pays at `place`, whatever its prompt. It is called when anything that is known of the
     /// candidate has changed, and not for each request.
     fn stand(&self, _view: &mut View, _place: usize) {}
+
+    /// Takes note that the request of `view` goes to `place`. It is called once for each decision that is acted upon, not
+    /// for one that was only looked at.
+    fn placed(&self, _view: &View, _place: usize) {}
 
     /// True when costs are seconds.
     fn is_priced(&self) -> bool {

@@ -149,7 +149,12 @@ impl World {
 
     fn fly(&mut self, placed: Placement) -> Decision {
         let decision = placed.decision;
-        let flight = Flight::start(&self.shared.load, decision.chosen.slot, decision.chosen.uncached_tokens());
+        let flight = Flight::start(
+            &self.shared.load,
+            decision.chosen.slot,
+            decision.chosen.uncached_tokens(),
+            decision.whole_prompt_tokens(),
+        );
         self.flying.push_back((flight, placed));
         let prefilled = self.flying.len().checked_sub(self.flying_max / PREFILLING + 1);
         if let Some((flight, _)) = prefilled.and_then(|place| self.flying.get_mut(place)) {

@@ -72,6 +72,23 @@ pub(super) struct Candidates {
     pools: [PoolView; POOLS],
     /// The candidates, when some members of the pool are none and the policy would stumble over them.
     admitted: View,
+    /// The view that was shown last.
+    shown: Shown,
+}
+
+/// Which of its views a shard has shown to the policy.
+#[derive(Clone, Copy, Debug)]
+enum Shown {
+    /// That of all members of a pool, by its place.
+    Pool(usize),
+    /// That of those that may take the request.
+    Admitted,
+}
+
+impl Default for Shown {
+    fn default() -> Self {
+        Self::Pool(0)
+    }
 }
 
 /// All members of a pool.
@@ -105,7 +122,8 @@ impl Candidates {
         rng: &mut fastrand::Rng,
     ) -> Seen<'_> {
         let Known { shared, snapshot, now, .. } = known;
-        let Self { pools, admitted } = self;
+        let Self { pools, admitted, shown } = self;
+        *shown = Shown::Pool(usize::from(pool.id.0) % POOLS);
         let kept = &mut pools[usize::from(pool.id.0) % POOLS];
         let of = Some((snapshot.generation(), pool.id));
         let is_new = kept.of != of;
@@ -117,6 +135,7 @@ impl Candidates {
         kept.follow(known, is_new);
         kept.view.prompt_tokens = placement.decision.prompt_tokens;
         kept.view.affinity_key = placement.affinity_key;
+        kept.view.now = now;
         kept.read_warm(prompt.1, snapshot.ratios.tokens(pool.id, BLOCK_BYTES));
         let is_priced = snapshot.policy.is_priced();
         if is_priced {
@@ -134,9 +153,10 @@ impl Candidates {
         if is_priced || view.barred.is_empty() {
             return Seen { view, candidates, side };
         }
+        *shown = Shown::Admitted;
         admitted.clear();
         (admitted.prompt_tokens, admitted.affinity_key) = (view.prompt_tokens, view.affinity_key);
-        admitted.is_retry = view.is_retry;
+        (admitted.is_retry, admitted.now) = (view.is_retry, view.now);
         let mut barred = view.barred.iter().peekable();
         for place in 0..view.len() {
             if barred.next_if(|barred| usize::from(**barred) == place).is_none() {
@@ -144,6 +164,14 @@ impl Candidates {
             }
         }
         Seen { view: admitted, candidates, side }
+    }
+
+    /// What [`Self::view`] has shown last.
+    pub(super) const fn shown(&self) -> &View {
+        match self.shown {
+            Shown::Pool(place) => &self.pools[place].view,
+            Shown::Admitted => &self.admitted,
+        }
     }
 
     /// The replica at `slot` is to compute `blocks` more: its cache is fuller from now on, not from the next sweep, or all
@@ -260,7 +288,9 @@ impl PoolView {
         view.in_flight[place] = in_flight;
         view.elsewhere[place] = heard.requests;
         view.prefill_tokens[place] = own.prefill_tokens.cast_signed() as f32 + heard.prefill_tokens;
+        view.context_tokens[place] = own.context_tokens.cast_signed() as f32;
         view.slots_limit[place] = limits.slots.min(heard.slots);
+        view.kv_tokens[place] = limits.kv_tokens;
         let believed = (view.resident_blocks[place] / limits.kv_blocks).min(1.0);
         view.kv_usage[place] = heard.kv_usage.map_or(believed, |said| believed + heard.weight * (said - believed));
         known.snapshot.policy.stand(view, place);

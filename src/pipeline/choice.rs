@@ -156,6 +156,13 @@ impl Decision {
         }
     }
 
+    /// Tokens of the prompt, whole ones.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped at zero; saturates")]
+    pub const fn whole_prompt_tokens(&self) -> u64 {
+        self.prompt_tokens.max(0.0) as u64
+    }
+
     /// Name of its route in metrics, records and logs.
     #[must_use]
     pub fn route(&self) -> &'static str {

@@ -293,6 +293,8 @@ pub struct Limits {
     pub slots: f32,
     /// Prefix blocks its cache holds.
     pub kv_blocks: f32,
+    /// Tokens its cache holds.
+    pub kv_tokens: f32,
     /// A prefix in use by one request is of no use to another.
     pub is_slotted: bool,
 }
@@ -341,6 +343,7 @@ impl Snapshot {
         self.limits.get(slot.index()).copied().unwrap_or(Limits {
             slots: f32::INFINITY,
             kv_blocks: 1.0,
+            kv_tokens: f32::INFINITY,
             is_slotted: false,
         })
     }
@@ -362,6 +365,7 @@ impl Snapshot {
         Limits {
             slots: slots.map_or(f32::INFINITY, |n| n as f32),
             kv_blocks: (self.kv_tokens(slot) * ratio / BLOCK_BYTES as f64).max(1.0) as f32,
+            kv_tokens: self.kv_tokens(slot) as f32,
             is_slotted: replica.is_some_and(|replica| replica.engine == Engine::LlamaCpp),
         }
     }

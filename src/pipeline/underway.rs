@@ -60,7 +60,8 @@ impl Underway {
         // Who waits for blocks that another request has computed will find them: only its own end is work.
         let uncached = chosen.uncached_tokens();
         let counted = if awaited.is_some() { uncached.min(AWAITED_TOKENS) } else { uncached };
-        let flight = Some(Flight::start(&shared.load, chosen.slot, counted));
+        let context = placement.decision.whole_prompt_tokens();
+        let flight = Some(Flight::start(&shared.load, chosen.slot, counted, context));
         Self {
             flight,
             announcement,

@@ -150,15 +150,7 @@ mod tests {
     use std::time::Duration;
 
     fn config() -> PolicyConfig {
-        PolicyConfig {
-            name: PolicyName::Price,
-            weights: [3.0, 2.0, 2.0],
-            prefill_tokens_per_s: 8000.0,
-            decode_slowdown: Duration::from_millis(10),
-            reuse_bonus: 1.0,
-            spill_ratio: 1.5,
-            spill_margin: 4,
-        }
+        PolicyConfig { name: PolicyName::Price, decode_slowdown: Duration::from_millis(10), ..PolicyConfig::default() }
     }
 
     fn view(in_flight: &[f32], warm: &[f32], waiting: &[f32]) -> View {
@@ -177,14 +169,10 @@ mod tests {
             resident_blocks: vec![0.0; n],
             kv_usage: vec![0.0; n],
             standing_s: vec![0.0; n],
-            in_flight_sum: 0.0,
-            resident_blocks_most: 0.0,
             warm: (0..).zip(warm).filter(|(_, warm)| **warm > 0.0).map(|(place, _)| place).collect(),
-            is_awaited: false,
-            barred: Vec::new(),
             prompt_tokens: 2000.0,
-            is_retry: false,
             affinity_key: 1,
+            ..View::default()
         }
     }
 

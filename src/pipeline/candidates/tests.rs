@@ -82,9 +82,10 @@ fn load_and_warmth_are_as_of_now() {
     let chain: Vec<_> = (1..9).map(BlockHash).collect();
     bench.shared.index.record(ReplicaSlot(1), &chain);
     bench.shared.index.lookup(&chain, &mut bench.depths);
-    let flight = Flight::start(&bench.shared.load, ReplicaSlot(2), 50);
+    let flight = Flight::start(&bench.shared.load, ReplicaSlot(2), 50, 80);
     let view = bench.view(&snapshot, 0, 1);
     assert_eq!((view.in_flight.as_slice(), view.prefill_tokens[2]), ([0.0, 0.0, 1.0].as_slice(), 50.0));
+    assert_eq!((view.context_tokens[2], view.kv_tokens[2], view.now), (80.0, 400_000.0, Now(1_000_000)));
     assert_eq!(view.warm_tokens, [0.0, 512.0, 0.0]);
     drop(flight);
     bench.shared.index.lookup(&[BlockHash(99)], &mut bench.depths);
@@ -160,9 +161,9 @@ fn what_others_have_there_is_added_to_our_own_as_it_is_now_and_fades() {
     let mut bench = Bench::new();
     let snapshot = bench.snapshot(&["m"; 3]);
     bench.view(&snapshot, 0, 100);
-    let _before = Flight::start(&bench.shared.load, ReplicaSlot(1), 100);
+    let _before = Flight::start(&bench.shared.load, ReplicaSlot(1), 100, 200);
     bench.reports.fold(&report(1, 100, 4, 2, 1), &bench.shared.load);
-    let _since = Flight::start(&bench.shared.load, ReplicaSlot(1), 30);
+    let _since = Flight::start(&bench.shared.load, ReplicaSlot(1), 30, 40);
     let view = bench.view(&snapshot, 0, 110);
     assert_eq!((view.in_flight[1], view.elsewhere[1], view.prefill_tokens[1]), (7.0, 5.0, 930.0));
     assert_eq!((view.slots_limit[1], view.kv_usage[1]), (4.0, 0.75), "it runs four while two wait");
@@ -193,9 +194,10 @@ fn each_pool_follows_what_is_heard_at_its_own_pace() {
 }
 
 /// The columns of a view that has followed all along.
-fn columns(view: &View) -> [Vec<f32>; 6] {
-    let View { in_flight, elsewhere, prefill_tokens, slots_limit, kv_usage, standing_s, .. } = view;
-    [in_flight, elsewhere, prefill_tokens, slots_limit, kv_usage, standing_s].map(Clone::clone)
+fn columns(view: &View) -> [Vec<f32>; 8] {
+    let View { in_flight, elsewhere, prefill_tokens, context_tokens, slots_limit, kv_usage, kv_tokens, .. } = view;
+    [in_flight, elsewhere, prefill_tokens, context_tokens, slots_limit, kv_usage, kv_tokens, &view.standing_s]
+        .map(Clone::clone)
 }
 
 #[test]
@@ -208,7 +210,7 @@ fn a_view_that_follows_changes_is_the_view_that_reads_everything() {
             let slot = u16::from(*slot) % 40;
             at_ms += u64::from(count % 5);
             match kind % 6 {
-                0 | 1 => flights.push(Flight::start(&bench.shared.load, ReplicaSlot(slot), u64::from(*count))),
+                0 | 1 => flights.push(Flight::start(&bench.shared.load, ReplicaSlot(slot), u64::from(*count), 9)),
                 2 => drop(flights.pop()),
                 3 => flights.last_mut().into_iter().for_each(Flight::prefilled),
                 4 => bench
@@ -247,7 +249,7 @@ fn those_that_warm_up_get_their_share_of_what_is_cold_and_of_nothing_else() {
     let mut bench = Bench::new();
     let snapshot = bench.snapshot(&["m"; 8]);
     // The others are busy: by price alone, all that is cold would go to the newcomer.
-    let _busy: Vec<_> = (0..7).map(|slot| Flight::start(&bench.shared.load, ReplicaSlot(slot), 50)).collect();
+    let _busy: Vec<_> = (0..7).map(|slot| Flight::start(&bench.shared.load, ReplicaSlot(slot), 50, 90)).collect();
     assert_eq!(bench.place(&snapshot, 100).0[7], 100);
     bench.shared.health.warm_up(ReplicaSlot(7), Now(1_000_000_000));
     let (seen, drawn) = bench.place(&snapshot, 4000);
