@@ -283,7 +283,7 @@ fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartEr
         slots_max,
         index_bytes: config.index.memory_mib as usize * (1 << 20),
         hash_key,
-        prior: prior(&config),
+        prior: Rates::prior(&config.policy),
     })?;
     // Before the first request: the first touch of a page is a hundred times the cost of a decision.
     shared.index.populate();
@@ -304,13 +304,6 @@ fn slots_max(config: &Config) -> usize {
     let configured = config.replicas.len() * 2 + SLOTS_SPARE;
     let wanted = if config.discovery.is_on() { configured.max(SLOTS_DISCOVERED) } else { configured };
     wanted.min(ReplicaSlot::LIMIT)
-}
-
-/// What is believed of a replica before it has answered.
-#[expect(clippy::cast_possible_truncation, reason = "prices need 7 digits")]
-fn prior(config: &Config) -> Rates {
-    let prefill_s_per_token = (1.0 / config.policy.prefill_tokens_per_s.max(1.0)) as f32;
-    Rates { base_s: 0.0, prefill_s_per_token, decode_s_per_token: 0.01 }
 }
 
 type Bound = (SocketAddr, Vec<Option<std::net::TcpListener>>);

@@ -9,6 +9,7 @@
 mod fit;
 
 use self::fit::Fit;
+use crate::config::PolicyConfig;
 use crate::id::ReplicaSlot;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
@@ -40,6 +41,15 @@ pub struct Rates {
     pub prefill_s_per_token: f32,
     /// Seconds for each output token.
     pub decode_s_per_token: f32,
+}
+
+impl Rates {
+    /// What is believed of a replica before it has answered.
+    #[must_use]
+    pub const fn prior(policy: &PolicyConfig) -> Self {
+        let prefill_s_per_token = narrow(1.0 / policy.prefill_tokens_per_s.max(1.0));
+        Self { base_s: 0.0, prefill_s_per_token, decode_s_per_token: 0.01 }
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "prices need no more than f32's 7 digits")]

@@ -3,6 +3,10 @@
 //! [`workload`] says what is asked, [`engine`] how a replica computes it, [`run`] plays one run of a policy at a load
 //! with a seed, and [`result`] is what a run measured. Nothing here reads a clock: a run is the same each time.
 
+pub mod cache;
+pub mod engine;
+pub mod model;
 pub mod result;
+pub mod run;
 pub mod scenario;
 pub mod workload;

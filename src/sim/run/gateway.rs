@@ -1,0 +1,241 @@
+//! The gateway in a run: the production pipeline, told what the edge would tell it.
+
+use super::super::workload::Segment;
+use super::clients::mix;
+use super::{Ablation, Beacons, Chooser, Live, Plan};
+use crate::clock::Now;
+use crate::config::{Config, ReplicaConfig};
+use crate::fleet::Registry;
+use crate::id::{BlockHash, PoolId, ReplicaSlot};
+use crate::learn::Rates;
+use crate::load::report::{LoadReport, LoadSource};
+use crate::load::ring::{Publisher, rings};
+use crate::parse::Api;
+use crate::parse::usage::Usage;
+use crate::pipeline::{
+    Answered, Decider, Placement, Prompt, Shared, SharedConfig, Snapshot, TokenRatios, Underway,
+};
+use crate::prefix::BLOCK_BYTES;
+use crate::prefix::pending::Awaited;
+use std::sync::Arc;
+
+/// Prompt bytes of a token: what the gateway takes for the truth before it learns, and is the truth here.
+const BYTES_PER_TOKEN: usize = 4;
+/// Tokens of a block of the fingerprint.
+const BLOCK_TOKENS: u32 = (BLOCK_BYTES / BYTES_PER_TOKEN) as u32;
+/// Memory of the prefix index for each block that the fleet can hold, bytes, with room to spare.
+const INDEX_BYTES_PER_BLOCK: u64 = 128;
+const INDEX_BYTES_MIN: u64 = 8 << 20;
+/// Reports that wait for a decision.
+const REPORTS_MAX: usize = 4096;
+
+/// A request that the gateway has placed.
+#[derive(Debug)]
+pub(super) struct Placed {
+    placement: Placement,
+    underway: Underway,
+    sent_at: Now,
+    tokens_ahead: u64,
+    first_at: Option<Now>,
+}
+
+/// Whether the gateway holds a request back for a prefix that is being computed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Held {
+    No,
+    Until(Now),
+}
+
+/// The production gateway.
+pub(super) struct Gateway {
+    shared: Arc<Shared>,
+    snapshot: Snapshot,
+    decider: Decider,
+    publisher: Publisher,
+    chain: Vec<BlockHash>,
+    held: Vec<(u32, Awaited)>,
+    /// Reports since the decider was last made to hear them.
+    unheard: usize,
+    ablation: Ablation,
+}
+
+impl Gateway {
+    /// The gateway of `plan`, cold.
+    pub(super) fn new(plan: &Plan<'_>) -> Self {
+        let replicas = plan.engines.iter().enumerate().filter_map(|(number, engine)| {
+            let url = format!("http://10.{}.{}.{}:8000", number >> 16 & 255, number >> 8 & 255, number & 255);
+            Some(ReplicaConfig {
+                models: vec![engine.name.to_owned()],
+                kv_tokens: Some(engine.kv_tokens),
+                ..ReplicaConfig::new(format!("r{number}"), url.parse().ok()?)
+            })
+        });
+        let mut config = Config { replicas: replicas.collect(), warm_up: None, ..Config::default() };
+        if let Chooser::Policy(policy) = &plan.chooser {
+            config.policy = policy.clone();
+        }
+        let slots = plan.engines.len();
+        let kv_tokens: u64 = plan.engines.iter().map(|engine| engine.kv_tokens + plan.host_tokens).sum();
+        let index_bytes = (kv_tokens / u64::from(BLOCK_TOKENS) * INDEX_BYTES_PER_BLOCK).max(INDEX_BYTES_MIN);
+        let prior = Rates::prior(&config.policy);
+        let sizes = SharedConfig {
+            slots_max: slots,
+            index_bytes: usize::try_from(index_bytes).unwrap_or(usize::MAX),
+            hash_key: [7; 32],
+            prior,
+        };
+        #[expect(clippy::expect_used, reason = "without memory there is nothing to simulate")]
+        let shared = Shared::new(&sizes).expect("memory for the index");
+        #[expect(clippy::expect_used, reason = "the fleet was made to fit")]
+        let (fleet, change) =
+            Registry::new(slots).rebuild(&config.replicas, &[], &Default::default(), |_| true).expect("a small fleet");
+        let mut decider = Decider::new(&config, slots, 0, 1, plan.seed);
+        let (mut publishers, inboxes) = rings(1, 1, REPORTS_MAX);
+        inboxes.into_iter().for_each(|inbox| decider.attach(inbox));
+        let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
+        shared.apply(&change, &snapshot, Now(0));
+        Self {
+            shared: Arc::new(shared),
+            snapshot,
+            decider,
+            publisher: publishers.remove(0),
+            chain: Vec::new(),
+            held: Vec::new(),
+            unheard: 0,
+            ablation: plan.ablation,
+        }
+    }
+
+    /// Places a request: where, and whether it waits here first. `None`: it is refused.
+    pub(super) fn place(&mut self, request: u32, live: &Live, now: Now) -> Option<(ReplicaSlot, Placed, Held)> {
+        let Self { chain, shared, snapshot, .. } = self;
+        chain.clear();
+        fingerprint(&live.prompt, chain);
+        let first = chain.first().map_or(live.asked.key, |block| block.0);
+        if self.ablation == Ablation::IndexOff {
+            chain.clear();
+        }
+        let prompt = Prompt {
+            api: Api::ChatCompletions,
+            pool: PoolId(0),
+            chain,
+            bytes: live.prompt_tokens as usize * BYTES_PER_TOKEN,
+            affinity_key: live.asked.session.unwrap_or(first),
+            output_tokens_max: None,
+        };
+        let placement = self.decider.decide_prompt(shared, snapshot, prompt, now).ok()?;
+        let slot = placement.decision.chosen.slot;
+        let mut underway = Underway::begin(shared, snapshot, &placement, now);
+        let awaited = underway.take_awaited();
+        let placed = Placed { placement, underway, sent_at: now, tokens_ahead: 0, first_at: None };
+        let held = match awaited {
+            Some(awaited) => {
+                let until = awaited.until;
+                self.held.push((request, awaited));
+                Held::Until(until)
+            }
+            None => Held::No,
+        };
+        Some((slot, placed, held))
+    }
+
+    /// The request has been held for long enough; itself, unless it was let go before.
+    pub(super) fn let_go(&mut self, request: u32) -> Option<u32> {
+        let place = self.held.iter().position(|(held, _)| *held == request)?;
+        Some(self.held.remove(place).0)
+    }
+
+    /// Those whose prefix has been computed.
+    pub(super) fn released(&mut self, _now: Now) -> Vec<u32> {
+        let mut released = Vec::new();
+        self.held.retain(|(request, awaited)| {
+            let is_over = awaited.ticket.is_over();
+            if is_over {
+                released.push(*request);
+            }
+            !is_over
+        });
+        released
+    }
+
+    /// The request is forwarded.
+    pub(super) fn sent(&self, placed: &mut Placed, slot: ReplicaSlot, now: Now) {
+        placed.sent_at = now;
+        placed.tokens_ahead = self.shared.load.prefill_tokens(slot);
+    }
+
+    /// Its first token has come. Returns the predicted time to it, its predicted p90 if
+    /// any, and the real time.
+    pub(super) fn first(&self, placed: &mut Placed, now: Now) -> (f64, Option<f64>, f64) {
+        placed.underway.prefilled();
+        placed.first_at = Some(now);
+        let chosen = &placed.placement.decision.chosen;
+        (f64::from(chosen.wait_s + chosen.prefill_s), None, now.seconds_since(placed.sent_at))
+    }
+
+    /// It is over.
+    pub(super) fn finished(&mut self, mut placed: Placed, live: &Live, is_answered: bool, now: Now) {
+        placed.underway.ended();
+        let Placed { placement, underway, sent_at, tokens_ahead, first_at } = placed;
+        drop(underway);
+        if !is_answered {
+            self.shared.retract(&placement);
+            return self.decider.recycle(placement);
+        }
+        self.shared.confirm(&placement);
+        let answer = Answered {
+            tokens_ahead,
+            first_token_s: first_at.map(|first| first.seconds_since(sent_at)),
+            total_s: now.seconds_since(sent_at),
+            usage: Usage {
+                prompt_tokens: Some(u64::from(live.prompt_tokens)),
+                cached_tokens: live.first.map(|(_, cached)| u64::from(cached)),
+                output_tokens: Some(u64::from(live.asked.output_tokens)),
+            },
+        };
+        if self.ablation != Ablation::LearningOff {
+            self.shared.learn(&self.snapshot, &placement, &answer, true);
+        }
+        self.decider.recycle(placement);
+    }
+
+    /// A replica's report comes in: requests running and waiting, KV usage in millionths, tokens that wait for prefill.
+    pub(super) fn hear(&mut self, engine: u32, said: (u32, u32, u32, u32), beacons: Beacons, now: Now) {
+        let Some(slot) = ReplicaSlot::from_index(engine as usize) else { return };
+        let own = self.shared.load.read(slot);
+        let (running, waiting, kv_usage_ppm, prefill_tokens) = said;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a period in microseconds")]
+        let period_us = (beacons.period_s * 1e6) as u32;
+        #[expect(clippy::cast_precision_loss, reason = "a share in millionths")]
+        let kv_usage = kv_usage_ppm as f32 / 1e6;
+        self.publisher.publish(LoadReport {
+            slot,
+            source: LoadSource::Beacon,
+            received: now,
+            period_us,
+            running,
+            waiting,
+            own_in_flight: own.requests,
+            prefill_tokens: Some(prefill_tokens),
+            own_prefill_tokens: u32::try_from(own.prefill_tokens).unwrap_or(u32::MAX),
+            kv_usage: Some(kv_usage),
+        });
+        self.unheard += 1;
+        if self.unheard >= REPORTS_MAX / 4 {
+            self.unheard = 0;
+            self.decider.hear(&self.shared, now);
+        }
+    }
+}
+
+/// The fingerprint of a prompt: a hash for each whole block, which stands for all before it, as segments do.
+fn fingerprint(prompt: &[Segment], chain: &mut Vec<BlockHash>) {
+    let (mut end, mut block) = (0_u32, 0_u32);
+    for segment in prompt {
+        end += segment.tokens;
+        while (block + 1) * BLOCK_TOKENS <= end {
+            chain.push(BlockHash(mix(segment.id ^ mix(u64::from(block) + 1))));
+            block += 1;
+        }
+    }
+}
