@@ -34,34 +34,25 @@ impl PolicyConfig {
 /// # Errors
 /// An empty one, parentheses that do not match, or more than 256 of them.
 pub fn split_specs(list: &str) -> Result<Vec<&str>, ConfigError> {
-    let (mut specs, mut rest, mut is_open) = (Vec::new(), list, false);
-    let mut from = 0;
-    loop {
-        let Some(at) = rest.get(from..).and_then(|text| text.find(['(', ')', ','])).map(|at| at + from) else { break };
-        match (rest.as_bytes().get(at), is_open) {
-            (Some(b'('), false) => is_open = true,
-            (Some(b')'), true) => is_open = false,
-            (Some(b','), false) => {
-                let (spec, after) = rest.split_at(at);
-                specs.push(spec.trim());
-                (rest, from) = (after.get(1..).unwrap_or_default(), 0);
-                continue;
+    let (mut is_open, mut is_wrong) = (false, false);
+    let is_end = |letter: char| {
+        match letter {
+            '(' | ')' => {
+                is_wrong |= is_open == (letter == '(');
+                is_open = letter == '(';
             }
-            (Some(b','), true) => {}
-            _ => return Err(wrong(format!("parentheses that do not match in {}", excerpt(list)))),
+            _ => return letter == ',' && !is_open,
         }
-        from = at + 1;
-    }
-    specs.push(rest.trim());
+        false
+    };
+    let specs: Vec<&str> = list.split(is_end).map(str::trim).take(SPECS_MAX + 1).collect();
     match () {
-        () if is_open => Err(wrong(format!("a parenthesis is not closed in {}", excerpt(list)))),
-        () if specs.iter().any(|spec| spec.is_empty()) => Err(wrong(format!(
+        () if specs.len() > SPECS_MAX => Err(wrong(format!("more than {SPECS_MAX} policies"))),
+        () if is_wrong || is_open => Err(wrong(format!("parentheses that do not match in {}", excerpt(list)))),
+        () if specs.contains(&"") => Err(wrong(format!(
             "an empty place in {}; write names separated by commas, such as price,chwbl(load_factor=1.25)",
             excerpt(list)
         ))),
-        () if specs.len() > SPECS_MAX => {
-            Err(wrong(format!("{} policies; at most {SPECS_MAX} are allowed", specs.len())))
-        }
         () => Ok(specs),
     }
 }
@@ -109,7 +100,7 @@ fn read(spec: &str, errors: &Errors) -> Option<PolicyConfig> {
         None if known == PolicyName::Price => parameters,
         None => return fail(format!("{} has no parameters", known.as_str())),
     };
-    let mut fields = vec![entry("name", scalar.value.clone())];
+    let mut fields = vec![entry("name", scalar.value)];
     fields.extend(parameters);
     let tree = Node { mark: Mark::FLAG, value: Value::Map(fields) };
     resolve::policy(&Field::named(PATH, &tree, errors))

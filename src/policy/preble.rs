@@ -159,8 +159,10 @@ mod tests {
         for second in (0..100).step_by(5) {
             window.add(ReplicaSlot(7), at(second), 0.5);
         }
-        let sums = [99, 170, 180, 190, 270, 280, 100_000].map(|second| window.sum_s(ReplicaSlot(7), at(second)));
-        assert_eq!(sums, [10.0, 10.0, 9.0, 8.0, 0.0, 0.0, 0.0]);
+        for (second, sum_s) in [(99, 10.0), (170, 10.0), (180, 9.0), (190, 8.0), (270, 0.0), (280, 0.0), (100_000, 0.0)]
+        {
+            assert!((window.sum_s(ReplicaSlot(7), at(second)) - sum_s).abs() < 1e-3, "at {second}");
+        }
         assert!(window.sum_s(ReplicaSlot(8), at(99)).abs() < f32::EPSILON);
         window.add(ReplicaSlot(7), at(185), 2.0);
         assert!((window.sum_s(ReplicaSlot(7), at(189)) - 11.0).abs() < 1e-3, "a cell of an old step starts over");

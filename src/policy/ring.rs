@@ -11,10 +11,13 @@ use std::sync::OnceLock;
 /// Sets the hashes of places apart from those of keys.
 const PLACES: u64 = 0x6a09_e667_f3bc_c908;
 
+/// Those of one replica, sorted.
+type Places = Box<[u64]>;
+
 /// The places of each replica, by its slot.
 pub(super) struct Ring {
     virtual_nodes: u16,
-    places: Box<[OnceLock<Box<[u64]>>]>,
+    places: Box<[OnceLock<Places>]>,
 }
 
 impl Ring {
@@ -39,10 +42,10 @@ impl std::fmt::Debug for Ring {
     }
 }
 
-fn places_of(slot: ReplicaSlot, virtual_nodes: u16) -> Box<[u64]> {
+fn places_of(slot: ReplicaSlot, virtual_nodes: u16) -> Places {
     // The finaliser is one to one: no two places are the same, and none is that of a small number's hash.
     let place = |node: u16| mix(PLACES ^ (u64::from(slot.0) << 16 | u64::from(node)));
-    let mut places: Box<[u64]> = (0..virtual_nodes).map(place).collect();
+    let mut places: Places = (0..virtual_nodes).map(place).collect();
     places.sort_unstable();
     places
 }

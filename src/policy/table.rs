@@ -52,7 +52,7 @@ fn picks(spec: &str, rows: &[[f32; 5]; 4]) -> String {
     let policy = build(&PolicyConfig::from_spec(spec).unwrap());
     let letter = |(letter, times): (char, u32)| match times {
         0 => None,
-        ..=160 => Some(letter),
+        1..=160 => Some(letter),
         _ => Some(letter.to_ascii_uppercase()),
     };
     ('a'..).zip(sample::picked(policy.as_ref(), &view)).filter_map(letter).collect()
