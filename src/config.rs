@@ -5,6 +5,7 @@
 //! reload changes, [`to_yaml`] and [`to_json`] write the resolved form, which is itself a valid file, and [`schema`]
 //! describes files to editors. Nothing here reads files or clocks.
 
+mod baselines;
 pub(crate) mod error;
 pub(crate) mod flags;
 mod plane;
@@ -13,16 +14,22 @@ pub(crate) mod read;
 mod reload;
 mod resolve;
 mod schema;
+mod spec;
 pub mod unit;
 mod write;
 pub(crate) mod yaml;
 
+pub use baselines::{
+    CacheAwareConfig, ChwblConfig, DualMapConfig, DynamoConfig, PrebleConfig, SpillGateConfig,
+    StickyUntilSaturatedConfig, Weights,
+};
 pub use error::ConfigError;
 pub use flags::Flags;
 pub use plane::{BeaconConfig, Bypass, DiscoveryConfig, DnsConfig, HealthConfig, ScrapeConfig, WarmUpConfig};
 pub use reload::{Change, diff};
 pub use resolve::replicas::{endpoint, parse_replicas, replica_url};
 pub use schema::schema;
+pub use spec::split_specs;
 pub use write::{to_json, to_yaml};
 pub use yaml::TEXT_BYTES_MAX;
 
@@ -218,19 +225,43 @@ pub enum PolicyName {
     PowerOfTwo,
     /// Hash of the session (else of the prompt's first block), whatever the load.
     Sticky,
+    /// The least uncached work among replicas that hold most of the prompt, until they are slower by far (llm-d's default).
+    StickyUntilSaturated,
+    /// Consistent hashing with bounded loads (KubeAI's).
+    Chwbl,
+    /// The longest prefix, unless the fleet is out of balance (SGLang's router, vllm-router).
+    CacheAware,
+    /// The longest prefix, unless the replica that has it is overloaded (smg's).
+    SpillGate,
+    /// Prefill and decode blocks (NVIDIA Dynamo's).
+    Dynamo,
+    /// Tokens to prefill times requests.
+    LMetric,
+    /// The warmer of two by hash, unless it is too slow.
+    DualMap,
+    /// The warmest if most of the prompt is warm, else the least loaded of late.
+    Preble,
     /// Uniformly at random.
     Random,
 }
 
 impl PolicyName {
     /// All of them, in the order help shows them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 15] = [
         Self::Price,
         Self::Weighted,
+        Self::StickyUntilSaturated,
         Self::LeastRequest,
         Self::RoundRobin,
         Self::PowerOfTwo,
         Self::Sticky,
+        Self::Chwbl,
+        Self::CacheAware,
+        Self::SpillGate,
+        Self::Dynamo,
+        Self::LMetric,
+        Self::DualMap,
+        Self::Preble,
         Self::Random,
     ];
 
@@ -244,6 +275,14 @@ impl PolicyName {
             Self::RoundRobin => "round_robin",
             Self::PowerOfTwo => "power_of_two",
             Self::Sticky => "sticky",
+            Self::StickyUntilSaturated => "sticky_until_saturated",
+            Self::Chwbl => "chwbl",
+            Self::CacheAware => "cache_aware",
+            Self::SpillGate => "spill_gate",
+            Self::Dynamo => "dynamo",
+            Self::LMetric => "lmetric",
+            Self::DualMap => "dualmap",
+            Self::Preble => "preble",
             Self::Random => "random",
         }
     }
@@ -259,7 +298,10 @@ impl std::str::FromStr for PolicyName {
 
 /// No policy has that name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown policy; one of: price, weighted, least_request, round_robin, power_of_two, sticky, random")]
+#[error(
+    "unknown policy; one of: price, weighted, sticky_until_saturated, least_request, round_robin, power_of_two, sticky, \
+     chwbl, cache_aware, spill_gate, dynamo, lmetric, dualmap, preble, random"
+)]
 pub struct UnknownPolicy;
 
 /// The policy and its parameters.
@@ -267,8 +309,8 @@ pub struct UnknownPolicy;
 pub struct PolicyConfig {
     /// Which.
     pub name: PolicyName,
-    /// `weighted`: prefix, queue, KV. Default 3:2:2.
-    pub weights: [f64; 3],
+    /// `weighted`: what each score counts. Default 3:2:2.
+    pub weights: Weights,
     /// `price`: assumed prefill rate before anything is learned, tokens a second. Default 8,000.
     pub prefill_tokens_per_s: f64,
     /// `price`: what each request already there costs the newcomer. Default 10 ms.
@@ -280,18 +322,39 @@ pub struct PolicyConfig {
     pub spill_ratio: f64,
     /// See `spill_ratio`.
     pub spill_margin: u32,
+    /// Parameters of `sticky_until_saturated`.
+    pub sticky_until_saturated: StickyUntilSaturatedConfig,
+    /// Parameters of `chwbl`.
+    pub chwbl: ChwblConfig,
+    /// Parameters of `cache_aware`.
+    pub cache_aware: CacheAwareConfig,
+    /// Parameters of `spill_gate`.
+    pub spill_gate: SpillGateConfig,
+    /// Parameters of `dynamo`.
+    pub dynamo: DynamoConfig,
+    /// Parameters of `dualmap`.
+    pub dualmap: DualMapConfig,
+    /// Parameters of `preble`.
+    pub preble: PrebleConfig,
 }
 
 impl Default for PolicyConfig {
     fn default() -> Self {
         Self {
             name: PolicyName::default(),
-            weights: [3.0, 2.0, 2.0],
+            weights: Weights::default(),
             prefill_tokens_per_s: 8_000.0,
             decode_slowdown: Duration::from_millis(10),
             reuse_bonus: 1.0,
             spill_ratio: 1.5,
             spill_margin: 4,
+            sticky_until_saturated: StickyUntilSaturatedConfig::default(),
+            chwbl: ChwblConfig::default(),
+            cache_aware: CacheAwareConfig::default(),
+            spill_gate: SpillGateConfig::default(),
+            dynamo: DynamoConfig::default(),
+            dualmap: DualMapConfig::default(),
+            preble: PrebleConfig::default(),
         }
     }
 }

@@ -2,11 +2,30 @@
 //! infinite is "never". One picker takes the least, breaks ties at random, and remembers the runner-up.
 
 mod baseline;
+mod cache_aware;
+mod chwbl;
 pub mod column;
+mod dualmap;
+mod dynamo;
+mod preble;
 mod price;
+mod ring;
+#[cfg(test)]
+mod sample;
+mod sticky_until_saturated;
+#[cfg(test)]
+mod table;
+mod weighted;
 
-pub use baseline::{LeastRequest, PowerOfTwo, Random, RoundRobin, Sticky, Weighted};
+pub use baseline::{LeastRequest, PowerOfTwo, Random, RoundRobin, Sticky};
+pub use cache_aware::{CacheAware, SpillGate};
+pub use chwbl::Chwbl;
+pub use dualmap::DualMap;
+pub use dynamo::{Dynamo, LMetric};
+pub use preble::Preble;
 pub use price::{Price, wait_s};
+pub use sticky_until_saturated::StickyUntilSaturated;
+pub use weighted::Weighted;
 
 use crate::clock::Now;
 use crate::config::{PolicyConfig, PolicyName};
@@ -76,6 +95,26 @@ impl View {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    /// Tokens of the prompt that would have to be computed at `place`.
+    #[inline(always)]
+    #[must_use]
+    pub fn uncached_tokens(&self, place: usize) -> f32 {
+        (self.prompt_tokens - self.warm_tokens[place]).max(0.0)
+    }
+
+    /// Share of the prompt that is held at `place`, 0 to 1.
+    #[inline(always)]
+    #[must_use]
+    pub fn held_share(&self, place: usize) -> f32 {
+        (self.warm_tokens[place] / self.prompt_tokens.max(1.0)).clamp(0.0, 1.0)
+    }
+
+    /// True when nobody holds any of the prompt.
+    #[must_use]
+    pub fn is_cold(&self) -> bool {
+        column::most(&self.warm_tokens, 0.0) <= 0.0
     }
 
     /// Empties all columns, keeping their memory.
@@ -175,18 +214,32 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
     }
 }
 
-/// The policy that `config` names.
+/// The policy that `config` names. What it remembers starts anew.
 #[must_use]
 pub fn build(config: &PolicyConfig) -> Box<dyn Policy> {
     match config.name {
         PolicyName::Price => Box::new(Price::new(config)),
-        PolicyName::Weighted => Box::new(Weighted::new(config.weights)),
+        PolicyName::Weighted => Box::new(Weighted::new(&config.weights)),
+        PolicyName::StickyUntilSaturated => Box::new(StickyUntilSaturated::new(&config.sticky_until_saturated)),
         PolicyName::LeastRequest => Box::new(LeastRequest),
         PolicyName::RoundRobin => Box::new(RoundRobin::default()),
         PolicyName::PowerOfTwo => Box::new(PowerOfTwo),
         PolicyName::Sticky => Box::new(Sticky),
+        PolicyName::Chwbl => Box::new(Chwbl::new(&config.chwbl)),
+        PolicyName::CacheAware => Box::new(CacheAware::new(&config.cache_aware)),
+        PolicyName::SpillGate => Box::new(SpillGate::new(&config.spill_gate)),
+        PolicyName::Dynamo => Box::new(Dynamo::new(&config.dynamo)),
+        PolicyName::LMetric => Box::new(LMetric),
+        PolicyName::DualMap => Box::new(DualMap::new(&config.dualmap)),
+        PolicyName::Preble => Box::new(Preble::new(&config.preble)),
         PolicyName::Random => Box::new(Random),
     }
+}
+
+/// A parameter in the precision of costs.
+#[expect(clippy::cast_possible_truncation, reason = "parameters need 7 digits")]
+const fn parameter(value: f64) -> f32 {
+    value as f32
 }
 
 /// Blocks of costs, at most, whose least is known.
@@ -258,6 +311,24 @@ fn nth_equal(costs: &[f32], size: usize, equals_of: &[u32], least: f32, mut numb
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_policy_is_built_and_picks_somebody() {
+        for name in PolicyName::ALL {
+            let policy = build(&PolicyConfig { name, ..PolicyConfig::default() });
+            let mut rng = fastrand::Rng::with_seed(9);
+            for n in 1..20 {
+                let mut column = |most: f32| (0..n).map(|_| most * rng.f32()).collect::<Vec<f32>>();
+                let mut view = sample::view(&column(200.0), &column(1500.0));
+                (view.prefill_tokens, view.context_tokens) = (column(1e6), column(1e6));
+                (view.kv_usage, view.resident_blocks) = (column(1.2), column(1e5));
+                (0..n).for_each(|place| policy.stand(&mut view, place));
+                sample::place(policy.as_ref(), &view, &mut rng);
+            }
+            let mut costs = [];
+            policy.cost(&View::default(), &mut rng, &mut costs);
+        }
+    }
 
     #[test]
     fn ties_are_broken_at_random_never_by_position() {

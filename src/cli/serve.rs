@@ -23,7 +23,7 @@ pub struct ServeArgs {
     /// An engine, such as http://10.0.0.1:8000; repeat for each. Replaces the file's.
     #[arg(long = "replica", value_name = "URL")]
     replicas: Vec<String>,
-    /// How a replica is chosen: price, weighted, least_request, round_robin, power_of_two, sticky or random.
+    /// How a replica is chosen, by name: price, weighted, least_request, round_robin, ...; the README lists all.
     #[arg(long, value_name = "NAME")]
     policy: Option<PolicyName>,
     /// Where load reports (beacons) are received; repeat for each. Replaces the file's.

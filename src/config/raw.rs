@@ -1,6 +1,7 @@
 //! The configuration as a file says it: field names, units and words such as `off`. What is written out and what the
 //! schema describes; a file is read by [`super::resolve`], and tests hold the two together.
 
+mod baselines;
 mod plane;
 
 use std::path::Path;
@@ -13,6 +14,9 @@ use super::unit::{format_duration, format_size};
 use super::{
     Config, EjectionConfig, IndexConfig, LimitsConfig, LogConfig, ModelConfig, PolicyConfig, ProcessConfig,
     ReplicaConfig, RetryConfig, TimeoutConfig,
+};
+use baselines::{
+    RawCacheAware, RawChwbl, RawDualMap, RawDynamo, RawPreble, RawSpillGate, RawStickyUntilSaturated, RawWeights,
 };
 use plane::{RawBeacons, RawDiscovery};
 pub(crate) use plane::{RawDns, RawHealth, RawScrape, RawWarmUp};
@@ -246,6 +250,13 @@ pub(crate) struct RawPolicy {
     /// ... if it is also above the mean by this many requests.
     #[schemars(schema_with = "form::count")]
     spill_margin: u32,
+    sticky_until_saturated: RawStickyUntilSaturated,
+    chwbl: RawChwbl,
+    cache_aware: RawCacheAware,
+    spill_gate: RawSpillGate,
+    dynamo: RawDynamo,
+    dualmap: RawDualMap,
+    preble: RawPreble,
 }
 
 impl Default for RawPolicy {
@@ -264,35 +275,14 @@ impl From<&PolicyConfig> for RawPolicy {
             reuse_bonus: policy.reuse_bonus,
             spill_ratio: policy.spill_ratio,
             spill_margin: policy.spill_margin,
+            sticky_until_saturated: RawStickyUntilSaturated::from(&policy.sticky_until_saturated),
+            chwbl: RawChwbl::from(&policy.chwbl),
+            cache_aware: RawCacheAware::from(&policy.cache_aware),
+            spill_gate: RawSpillGate::from(&policy.spill_gate),
+            dynamo: RawDynamo::from(&policy.dynamo),
+            dualmap: RawDualMap::from(&policy.dualmap),
+            preble: RawPreble::from(&policy.preble),
         }
-    }
-}
-
-/// Weights of the `weighted` policy's scores.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-#[schemars(rename = "weights")]
-pub(crate) struct RawWeights {
-    /// Share of the prompt that is already there.
-    #[schemars(schema_with = "form::number")]
-    prefix: f64,
-    /// Few requests waiting.
-    #[schemars(schema_with = "form::number")]
-    queue: f64,
-    /// Much of the KV cache free.
-    #[schemars(schema_with = "form::number")]
-    kv: f64,
-}
-
-impl Default for RawWeights {
-    fn default() -> Self {
-        Self::from(&PolicyConfig::default().weights)
-    }
-}
-
-impl From<&[f64; 3]> for RawWeights {
-    fn from([prefix, queue, kv]: &[f64; 3]) -> Self {
-        Self { prefix: *prefix, queue: *queue, kv: *kv }
     }
 }
 

@@ -116,6 +116,11 @@ impl<'a> Field<'a> {
         Self { path: String::new(), node, errors }
     }
 
+    /// A value that is no file's, by the path that errors say.
+    pub(crate) fn named(path: &str, node: &'a Node, errors: &'a Errors) -> Self {
+        Self { path: path.to_owned(), node, errors }
+    }
+
     /// Whether it was left empty.
     pub(crate) const fn is_nothing(&self) -> bool {
         matches!(self.node.value, Value::Null)

@@ -1,6 +1,7 @@
 //! The tree of a file → [`Config`]: the only place where a configuration is checked. Every section is read whatever is
 //! wrong in the others.
 
+mod baselines;
 mod plane;
 pub(super) mod replicas;
 
@@ -193,7 +194,7 @@ fn model(field: &Field<'_>) -> Option<ModelConfig> {
     Some(ModelConfig { name: name?, served_as: served_as? })
 }
 
-fn policy(field: &Field<'_>) -> Option<PolicyConfig> {
+pub(super) fn policy(field: &Field<'_>) -> Option<PolicyConfig> {
     let default = PolicyConfig::default();
     if field.scalar().is_some() {
         return Some(PolicyConfig { name: policy_name(field)?, ..default });
@@ -201,7 +202,7 @@ fn policy(field: &Field<'_>) -> Option<PolicyConfig> {
     let mut section = field.section("a policy's name, or fields such as `name`")?;
     let policy = PolicyConfig {
         name: section.read("name", default.name, policy_name),
-        weights: section.read("weights", default.weights, weights),
+        weights: section.read("weights", default.weights, baselines::weights),
         prefill_tokens_per_s: section
             .read("prefill_tokens_per_s", default.prefill_tokens_per_s, |field| field.number(1.0..=RATE_MAX)),
         decode_slowdown: section.read("decode_slowdown", default.decode_slowdown, |field| {
@@ -210,25 +211,24 @@ fn policy(field: &Field<'_>) -> Option<PolicyConfig> {
         reuse_bonus: section.read("reuse_bonus", default.reuse_bonus, |field| field.number(0.0..=100.0)),
         spill_ratio: section.read("spill_ratio", default.spill_ratio, |field| field.number(1.0..=1000.0)),
         spill_margin: section.read("spill_margin", default.spill_margin, |field| field.count(0..=SLOTS_MAX)),
+        sticky_until_saturated: section.read(
+            "sticky_until_saturated",
+            default.sticky_until_saturated,
+            baselines::sticky_until_saturated,
+        ),
+        chwbl: section.read("chwbl", default.chwbl, baselines::chwbl),
+        cache_aware: section.read("cache_aware", default.cache_aware, baselines::cache_aware),
+        spill_gate: section.read("spill_gate", default.spill_gate, baselines::spill_gate),
+        dynamo: section.read("dynamo", default.dynamo, baselines::dynamo),
+        dualmap: section.read("dualmap", default.dualmap, baselines::dualmap),
+        preble: section.read("preble", default.preble, baselines::preble),
     };
     section.finish();
     Some(policy)
 }
 
-fn policy_name(field: &Field<'_>) -> Option<PolicyName> {
+pub(super) fn policy_name(field: &Field<'_>) -> Option<PolicyName> {
     field.choice(&PolicyName::ALL.map(|policy| (policy.as_str(), policy)))
-}
-
-fn weights(field: &Field<'_>) -> Option<[f64; 3]> {
-    let mut section = field.section("fields `prefix`, `queue` and `kv`")?;
-    let [prefix, queue, kv] = PolicyConfig::default().weights;
-    let mut weight = |name, default| section.read(name, default, |field| field.number(0.0..=1e6));
-    let weights = [weight("prefix", prefix), weight("queue", queue), weight("kv", kv)];
-    section.finish();
-    if weights.iter().all(|weight| *weight <= 0.0) {
-        return field.fail("all weights are 0, so every replica would be the same; give one of them more");
-    }
-    Some(weights)
 }
 
 fn index(field: &Field<'_>) -> Option<IndexConfig> {

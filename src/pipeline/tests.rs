@@ -102,3 +102,33 @@ fn a_fleet_that_falls_silent_at_once_does_not_look_idle_between_two_decisions() 
     }
     assert_eq!(last, 0);
 }
+
+/// Counts what is placed at each place.
+#[derive(Debug, Default)]
+struct Counting(parking_lot::Mutex<Vec<(usize, Now)>>);
+
+impl crate::policy::Policy for Arc<Counting> {
+    fn cost(&self, view: &crate::policy::View, _rng: &mut fastrand::Rng, costs: &mut [f32]) {
+        costs.copy_from_slice(&view.in_flight);
+    }
+
+    fn placed(&self, view: &crate::policy::View, place: usize) {
+        self.0.lock().push((view.slots[place].index(), view.now));
+    }
+}
+
+#[test]
+fn a_policy_hears_of_decisions_that_are_acted_upon_and_of_no_others() {
+    let mut bench = Bench::new();
+    let counting = Arc::new(Counting::default());
+    bench.snapshot.policy = Box::new(Arc::clone(&counting));
+    bench.decision(1);
+    let body = br#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#;
+    let Bench { shared, snapshot, decider, .. } = &mut bench;
+    let mut placed =
+        decider.decide(shared, snapshot, Api::ChatCompletions, body, Hints::default(), Now(2 * MS)).unwrap();
+    let first = placed.decision.chosen.slot.index();
+    decider.place_again(shared, snapshot, &mut placed, Now(3 * MS)).unwrap();
+    // The second view has only the other replica in it: the places differ, and the slots are right.
+    assert_eq!(*counting.0.lock(), [(first, Now(2 * MS)), (1 - first, Now(3 * MS))]);
+}

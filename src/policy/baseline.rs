@@ -1,5 +1,6 @@
-//! The policies that others use: baselines in every comparison, and choices for those who want them.
+//! The policies that any load balancer has: baselines in every comparison, and choices for those who want them.
 
+use super::ring::mix;
 use super::{Policy, View};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -84,104 +85,35 @@ impl Policy for Sticky {
     }
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea, Flood, 2014).
-const fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// Weighted sum of scores between 0 and 1 (llm-d's legacy default, prefix : queue : KV = 3 : 2 : 2).
-#[derive(Debug)]
-pub struct Weighted {
-    prefix: f32,
-    queue: f32,
-    kv: f32,
-}
-
-impl Weighted {
-    /// The blend with `weights` for prefix, queue and KV usage.
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "weights need 7 digits")]
-    pub const fn new(weights: [f64; 3]) -> Self {
-        Self { prefix: weights[0] as f32, queue: weights[1] as f32, kv: weights[2] as f32 }
-    }
-}
-
-impl Policy for Weighted {
-    fn cost(&self, view: &View, _rng: &mut fastrand::Rng, costs: &mut [f32]) {
-        let (mut least, mut most) = (f32::INFINITY, 0.0_f32);
-        for load in &view.in_flight {
-            least = least.min(*load);
-            most = most.max(*load);
-        }
-        for (place, cost) in costs.iter_mut().enumerate() {
-            let queue = if most > least { (most - view.in_flight[place]) / (most - least) } else { 1.0 };
-            let prefix = (view.warm_tokens[place] / view.prompt_tokens.max(1.0)).clamp(0.0, 1.0);
-            let kv = (1.0 - view.kv_usage[place]).clamp(0.0, 1.0);
-            *cost = -(self.prefix * prefix + self.queue * queue + self.kv * kv);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::pick;
+    use super::super::sample::{best, picked, view};
     use super::*;
     use crate::id::ReplicaSlot;
-
-    fn view(in_flight: &[f32], warm: &[f32]) -> View {
-        let n = in_flight.len();
-        View {
-            slots: (0..n).filter_map(ReplicaSlot::from_index).collect(),
-            in_flight: in_flight.to_vec(),
-            warm_tokens: warm.to_vec(),
-            kv_usage: vec![0.0; n],
-            prompt_tokens: 1000.0,
-            affinity_key: 42,
-            ..View::default()
-        }
-    }
-
-    fn share(policy: &dyn Policy, view: &View) -> Vec<u32> {
-        let mut rng = fastrand::Rng::with_seed(2);
-        let mut costs = vec![0.0; view.len()];
-        let mut seen = vec![0; view.len()];
-        for _ in 0..4000 {
-            policy.cost(view, &mut rng, &mut costs);
-            seen[pick(&costs, &mut rng).unwrap().best] += 1;
-        }
-        seen
-    }
 
     #[test]
     fn each_policy_shares_as_documented() {
         let idle = view(&[0.0; 4], &[0.0; 4]);
-        assert_eq!(share(&RoundRobin::default(), &idle), [1000; 4]);
-        for policy in [&LeastRequest as &dyn Policy, &Random, &PowerOfTwo, &Weighted::new([3.0, 2.0, 2.0])] {
-            assert!(share(policy, &idle).iter().all(|n| (850..1150).contains(n)), "{policy:?}");
+        assert_eq!(picked(&RoundRobin::default(), &idle), [100; 4]);
+        for policy in [&LeastRequest as &dyn Policy, &Random, &PowerOfTwo] {
+            assert!(picked(policy, &idle).iter().all(|n| (70..130).contains(n)), "{policy:?}");
         }
         let uneven = view(&[3.0, 0.0, 1.0, 2.0], &[0.0; 4]);
-        assert_eq!(share(&LeastRequest, &uneven), [0, 4000, 0, 0]);
-        let two = share(&PowerOfTwo, &uneven);
-        assert!(two[0] == 0 && two[1] > 1800 && two[2] > two[3], "{two:?}");
-        assert_eq!(share(&Sticky, &uneven).iter().filter(|n| **n == 4000).count(), 1);
-        assert_eq!(share(&Weighted::new([3.0, 2.0, 2.0]), &view(&[1.0, 0.0], &[1000.0, 0.0]))[0], 4000);
+        assert_eq!(best(&LeastRequest, &uneven), 1);
+        let two = picked(&PowerOfTwo, &uneven);
+        assert!(two[0] == 0 && two[1] > 170 && two[2] > two[3], "{two:?}");
+        assert_eq!(picked(&Sticky, &uneven).iter().filter(|n| **n == 400).count(), 1);
     }
 
     #[test]
     fn sticky_moves_only_the_sessions_of_a_replica_that_left() {
-        let mut rng = fastrand::Rng::with_seed(2);
-        let mut costs = vec![0.0; 4];
         for key in 0..200 {
             let mut all = view(&[0.0; 4], &[0.0; 4]);
             all.affinity_key = key;
-            Sticky.cost(&all, &mut rng, &mut costs);
-            let home = all.slots[pick(&costs, &mut rng).unwrap().best];
+            let home = all.slots[best(&Sticky, &all)];
             let mut fewer = view(&[0.0; 3], &[0.0; 3]);
             fewer.affinity_key = key;
-            Sticky.cost(&fewer, &mut rng, &mut costs[..3]);
-            let after = fewer.slots[pick(&costs[..3], &mut rng).unwrap().best];
+            let after = fewer.slots[best(&Sticky, &fewer)];
             assert!(home == after || home == ReplicaSlot(3));
         }
     }

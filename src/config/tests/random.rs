@@ -56,13 +56,37 @@ fn replica(r: &mut fastrand::Rng, n: usize) -> ReplicaConfig {
 
 fn policy(r: &mut fastrand::Rng) -> PolicyConfig {
     PolicyConfig {
-        name: PolicyName::ALL[r.usize(0..7)],
-        weights: [r.f64() * 10.0, r.f64(), 1.0],
+        name: PolicyName::ALL[r.usize(..PolicyName::ALL.len())],
+        weights: Weights { prefix: r.f64() * 10.0, queue: r.f64(), kv: 1.0, no_hit_lru: r.f64() },
         prefill_tokens_per_s: 1.0 + r.f64() * 1e5,
         decode_slowdown: span(r, 0, 100),
         reuse_bonus: r.f64(),
         spill_ratio: 1.0 + r.f64(),
         spill_margin: r.u32(0..100),
+        sticky_until_saturated: StickyUntilSaturatedConfig {
+            affinity: r.f64(),
+            break_after: span(r, 0, 60_000),
+            prefill_tokens_per_s: 1.0 + r.f64() * 1e5,
+        },
+        chwbl: ChwblConfig { load_factor: 1.0 + r.f64(), virtual_nodes: r.u16(1..=1024) },
+        cache_aware: CacheAwareConfig {
+            cache_threshold: r.f64(),
+            balance_abs_threshold: r.u32(0..100),
+            balance_rel_threshold: 1.0 + r.f64(),
+        },
+        spill_gate: SpillGateConfig {
+            cache_threshold: r.f64(),
+            ratio: 1.0 + r.f64(),
+            margin_min: r.u32(0..10),
+            margin_max: r.u32(10..100),
+            request_tokens: r.f64() * 1e4,
+            tokens_per_s: 1.0 + r.f64() * 1e4,
+            kv_pressure: span(r, 0, 1000),
+            warm_up_every: r.u32(0..10),
+        },
+        dynamo: DynamoConfig { overlap_score_credit: r.f64(), prefill_load_scale: r.f64() },
+        dualmap: DualMapConfig { ttft_slo: span(r, 1, 60_000), virtual_nodes: r.u16(1..=1024) },
+        preble: PrebleConfig { window: span(r, 1000, 600_000) },
     }
 }
 

@@ -28,7 +28,7 @@ log: { level: inof }
     6:5 replicas[2]: the address 10.0.0.1:8000 is already that of `replicas[0]` at line 4
     6:44 replicas[2].slots: "0" is out of range: from 1 to 1000000
     7:1 polcy: unknown field; did you mean `policy`?
-    8:17 policy.name: expected one of price, weighted, least_request, round_robin, power_of_two, sticky, random, found "prise"; did you mean `price`?
+    8:17 policy.name: expected one of price, weighted, sticky_until_saturated, least_request, round_robin, power_of_two, sticky, chwbl, cache_aware, spill_gate, dynamo, lmetric, dualmap, preble, random, found "prise"; did you mean `price`?
     8:33 policy.weights: all weights are 0, so every replica would be the same; give one of them more
     10:12 timeouts.connect: expected a duration such as 250ms, 1s or 2m, found "5": the unit is missing; one of: us, ms, s, m, h
     11:9 timeouts.body: expected a duration such as 250ms, 1s or 2m, found "2 minutes": unknown unit; one of: us, ms, s, m, h
