@@ -211,8 +211,11 @@ impl SimEngine {
         let queued: u64 = self.waiting.iter().map(|sequence| u64::from(sequence.prompt_tokens)).sum();
         let step_s = self.model.decode_base_s + self.model.decode_s(self.running.len() as f64, 0.0);
         // Answers end in the order of what they have left; each gives its context back.
-        let mut ends: Vec<(u32, u32)> =
-            self.running.iter().map(|one| (one.request.output_tokens - one.generated.min(one.request.output_tokens), one.context())).collect();
+        let mut ends: Vec<(u32, u32)> = self
+            .running
+            .iter()
+            .map(|one| (one.request.output_tokens - one.generated.min(one.request.output_tokens), one.context()))
+            .collect();
         ends.sort_unstable();
         let (mut room, mut wait_s) = (self.cache.available(), 0.0);
         for (left, context) in ends {
@@ -254,7 +257,11 @@ impl SimEngine {
                 let (mut low, mut high) = (1, steps.count);
                 while low < high {
                     let middle = low + (high - low) / 2;
-                    if decode_time(model, steps, middle) * slowness >= passed { high = middle } else { low = middle + 1 }
+                    if decode_time(model, steps, middle) * slowness >= passed {
+                        high = middle
+                    } else {
+                        low = middle + 1
+                    }
                 }
                 steps.count = low;
                 steps.ends = steps.began.plus(seconds(decode_time(model, steps, low) * slowness));
@@ -291,7 +298,9 @@ impl SimEngine {
         let mut place = 0;
         while place < self.running.len() {
             let sequence = &self.running[place];
-            if sequence.is_prefilled() && sequence.generated + sequence.generated_before >= sequence.request.output_tokens {
+            if sequence.is_prefilled()
+                && sequence.generated + sequence.generated_before >= sequence.request.output_tokens
+            {
                 let sequence = self.running.remove(place);
                 out.push(Emitted::Finished { id: sequence.request.id });
                 self.end(sequence);
@@ -540,7 +549,8 @@ mod tests {
     fn long_prompts_come_in_chunks_and_short_ones_wait_for_one_only() {
         let mut engine = SimEngine::new(model(), 0);
         let told = play(&mut engine, vec![(0.0, request(0, &[(1, 80_000)], 1)), (0.01, request(1, &[(2, 100)], 1))]);
-        let (long, short) = [0, 1].map(|wanted| at(&told, |one| matches!(one, Emitted::First { id, .. } if *id == wanted))).into();
+        let (long, short) =
+            [0, 1].map(|wanted| at(&told, |one| matches!(one, Emitted::First { id, .. } if *id == wanted))).into();
         assert!(long > 3.0 && short >= long, "in order: the step's tokens go to the first: {long} {short}");
     }
 

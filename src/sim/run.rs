@@ -410,7 +410,9 @@ impl<'p> Run<'p> {
 
     fn step(&mut self, engine: u32, at: Now) {
         let place = engine as usize;
-        if let Some(engine) = self.engines.get_mut(place).filter(|engine| engine.next_at() == Some(at) && at == self.now) {
+        if let Some(engine) =
+            self.engines.get_mut(place).filter(|engine| engine.next_at() == Some(at) && at == self.now)
+        {
             engine.advance(self.now, &mut self.emitted);
             self.told(place);
         }
@@ -425,7 +427,8 @@ impl<'p> Run<'p> {
                 Emitted::Finished { id } => {
                     let output_tokens =
                         self.live.get(id as usize).and_then(Option::as_ref).map_or(0, |live| live.asked.output_tokens);
-                    let each_s = self.engines.get(place).map_or(0.0, |engine| engine.model().overhead_s_per_output_token);
+                    let each_s =
+                        self.engines.get(place).map_or(0.0, |engine| engine.model().overhead_s_per_output_token);
                     self.after_s(delay_s + each_s * f64::from(output_tokens), Event::Finished { request: id });
                 }
                 Emitted::Refused { id } => self.after_s(delay_s, Event::Refused { request: id }),

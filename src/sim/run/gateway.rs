@@ -12,9 +12,7 @@ use crate::load::report::{LoadReport, LoadSource};
 use crate::load::ring::{Publisher, rings};
 use crate::parse::Api;
 use crate::parse::usage::Usage;
-use crate::pipeline::{
-    Answered, Decider, Placement, Prompt, Shared, SharedConfig, Snapshot, TokenRatios, Underway,
-};
+use crate::pipeline::{Answered, Decider, Placement, Prompt, Shared, SharedConfig, Snapshot, TokenRatios, Underway};
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::pending::Awaited;
 use std::sync::Arc;

@@ -24,7 +24,8 @@ fn conversations(count: u64, turns: u64) -> Workload {
             if turn > 0 {
                 prompt.extend([(id(turn - 1, 1), 64), (id(turn, 0), 512)]);
             }
-            let after: Vec<u32> = turn.checked_sub(1).map(|before| u32::try_from(before).unwrap()).into_iter().collect();
+            let after: Vec<u32> =
+                turn.checked_sub(1).map(|before| u32::try_from(before).unwrap()).into_iter().collect();
             call(&prompt, id(turn, 1), &after, 2.0)
         });
         Script { at_s: 0.0, calls: calls.collect() }
