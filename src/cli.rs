@@ -6,6 +6,7 @@ pub mod demo;
 pub mod explain;
 pub mod mock_engine;
 pub mod serve;
+pub mod sim;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Run a small fleet, a gateway and traffic in this process, and watch what is reused.
     Demo(demo::DemoArgs),
+    /// Simulate a fleet: policies side by side, on traces or generated workloads.
+    Sim(Box<sim::SimArgs>),
     /// Run the sidecar beside an engine: read its load, send it to gateways.
     Agent(agent::AgentArgs),
     /// Run stand-in engines for tests and benchmarks.
@@ -43,6 +46,7 @@ impl Cli {
             Command::Check(args) => check::run(&args),
             Command::Explain(args) => explain::run(&args),
             Command::Demo(args) => demo::run(&args),
+            Command::Sim(args) => sim::run(&args),
             Command::Agent(args) => agent::run(&args),
             Command::MockEngine(args) => mock_engine::run(&args),
         }

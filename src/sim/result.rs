@@ -1,9 +1,9 @@
 //! What one run measured: one JSON object a run.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One run of one policy. Times are seconds; shares are between 0 and 1. Requests of the warm-up are not counted.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunResult {
     /// The workload's name.
     pub workload: String,
@@ -67,10 +67,26 @@ pub struct RunResult {
     pub ttft_p90_covered: Option<f64>,
     /// The same figures for each class of calls, when the workload has more than one.
     pub classes: Vec<ClassResult>,
+    /// How some figures went over the run, when the run kept them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub series: Vec<Series>,
+}
+
+/// How a figure of each replica went over a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Series {
+    /// What it is, in words.
+    pub name: String,
+    /// Its unit, as it stands after a number; empty for plain numbers.
+    pub unit: String,
+    /// When it was looked at, seconds, ascending.
+    pub at_s: Vec<f32>,
+    /// For each replica a value for each of these times.
+    pub values: Vec<Vec<f32>>,
 }
 
 /// Figures of one class of calls.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClassResult {
     /// Its name.
     pub class: String,

@@ -141,7 +141,8 @@ impl Scenario {
         }
     }
 
-    fn from_section(mut section: Section<'_>) -> Self {
+    /// Reads a scenario that stands in another file.
+    pub(crate) fn from_section(mut section: Section<'_>) -> Self {
         let default = Self::default();
         let mut scenario = Self {
             trace: section.read("trace", default.trace, |field| name(field, "a path or `generate:NAME`")),

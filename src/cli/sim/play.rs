@@ -1,0 +1,115 @@
+//! What plays a run for the command line.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::config::PolicyConfig;
+use crate::sim::batch::{Job, Runner};
+use crate::sim::model::EngineModel;
+use crate::sim::result::RunResult;
+use crate::sim::run::{Ablation, Beacons, BoundName, Chooser, Plan, run};
+use crate::sim::scenario::Scenario;
+use crate::sim::workload::{Pace, Source, Workload};
+
+/// Beacons of the variant in which they are late.
+const LATE_BEACONS_S: f64 = 1.0;
+/// A trace's warm-up is no more than this share of its time.
+const WARM_UP_SHARE_MAX: f64 = 0.2;
+
+/// Plays runs with the production policies and the simulated engines; each trace is read once.
+#[derive(Debug, Default)]
+pub(crate) struct Player {
+    sources: Mutex<HashMap<String, Arc<Source>>>,
+}
+
+impl Player {
+    fn source(&self, spec: &str) -> Result<Arc<Source>, String> {
+        let mut sources = self.sources.lock();
+        if let Some(source) = sources.get(spec) {
+            return Ok(Arc::clone(source));
+        }
+        let source = Arc::new(Source::open(spec).map_err(|fault| fault.to_string())?);
+        sources.insert(spec.to_owned(), Arc::clone(&source));
+        Ok(source)
+    }
+}
+
+impl Runner for Player {
+    fn check(&self, scenario: &Scenario, policy: &str, variant: &str) -> Result<(), String> {
+        chooser(policy)?;
+        model(scenario)?;
+        changed(scenario, variant)?;
+        self.source(&scenario.trace).map(|_| ())
+    }
+
+    fn run(&self, scenario: &Scenario, job: &Job, simulated: &AtomicU64) -> Result<RunResult, String> {
+        let workload = self.source(&scenario.trace)?.workload(job.seed);
+        let (beacons, ablation) = changed(scenario, &job.variant)?;
+        let model = model(scenario)?;
+        #[expect(clippy::cast_precision_loss, reason = "bytes of one token")]
+        let host_tokens = scenario.host_tier_gb * 1e9 / model.kv_bytes_per_token as f64;
+        let (duration_s, warm_up_s) = times(scenario, &workload, job.load);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded by the scenario's reader")]
+        let plan = Plan {
+            workload: &workload,
+            engines: vec![model; scenario.replicas as usize],
+            host_tokens: host_tokens as u64,
+            chooser: chooser(&job.policy)?,
+            ablation,
+            load: job.load,
+            seed: job.seed,
+            duration_s: duration_s - warm_up_s,
+            warm_up_s,
+            network_delay_s: scenario.network_delay_s,
+            beacons,
+            slowdown: None,
+        };
+        let result = run(&plan);
+        simulated.fetch_add(result.requests, Ordering::Relaxed);
+        Ok(RunResult { policy: job.policy.clone(), variant: job.variant.clone(), ..result })
+    }
+}
+
+/// Seconds of a run, and of these the warm-up: a trace ends when it ends.
+fn times(scenario: &Scenario, workload: &Workload, load: f64) -> (f64, f64) {
+    let Some(last) = workload.scripts.last().filter(|_| workload.pace == Pace::Timed) else {
+        return (scenario.duration_s, scenario.warm_up_s);
+    };
+    let duration_s = scenario.duration_s.min((last.at_s / load).max(1.0));
+    (duration_s, scenario.warm_up_s.min(duration_s * WARM_UP_SHARE_MAX))
+}
+
+fn chooser(policy: &str) -> Result<Chooser, String> {
+    if let Some(bound) = BoundName::ALL.into_iter().find(|bound| bound.as_str() == policy) {
+        return Ok(Chooser::Bound(bound));
+    }
+    PolicyConfig::from_spec(policy)
+        .map(Chooser::Policy)
+        .map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+}
+
+fn model(scenario: &Scenario) -> Result<EngineModel, String> {
+    EngineModel::by_name(&scenario.model).ok_or_else(|| {
+        let known = EngineModel::all().map(|model| model.name).join(", ");
+        format!("no model is named `{}`; there are: {known}", scenario.model)
+    })
+}
+
+/// The beacons of a variant, and what is switched off.
+fn changed(scenario: &Scenario, variant: &str) -> Result<(Beacons, Ablation), String> {
+    let beacons =
+        Beacons { period_s: scenario.beacon_period_s, delay_s: scenario.beacon_delay_s, loss: scenario.beacon_loss };
+    match variant {
+        "" => Ok((beacons, Ablation::None)),
+        "index_off" => Ok((beacons, Ablation::IndexOff)),
+        "learning_off" => Ok((beacons, Ablation::LearningOff)),
+        "beacons_1s" => Ok((Beacons { delay_s: LATE_BEACONS_S, ..beacons }, Ablation::None)),
+        "beacons_lost" => Ok((Beacons { loss: 1.0, ..beacons }, Ablation::None)),
+        _ => Err(format!(
+            "no variant is named `{variant}`; there are: index_off, learning_off, beacons_1s, beacons_lost"
+        )),
+    }
+}
