@@ -1,19 +1,32 @@
 //! What live traffic teaches: how long a replica takes for a prompt token and an output token, how long requests stay,
 //! and how many prompt bytes make a token of a model.
 //!
-//! Each answer is one sample of how long prompt and output tokens take, fitted by `fit.rs`.
+//! Each answer is one sample of how long prompt and output tokens take, fitted by `fit.rs`; that is what prices are made
+//! of. Each streamed answer is also one of how long the first token takes under a load, and each token after it, which
+//! `latency.rs` fits, with what surrounds the fit: that is what predictions are made of (`predicted.rs`).
 //!
 //! A replica is priced at its pool's rates until its own differ clearly: equal replicas then tie exactly, and ties are
 //! broken at random.
 
+mod drift;
+mod features;
 mod fit;
+mod latency;
+mod predicted;
+mod quantile;
+mod recursive;
+
+pub use self::features::Features;
+pub use self::latency::{Accuracy, Coefficients};
+pub use self::predicted::{Prediction, Timing};
 
 use self::fit::Fit;
 use crate::config::PolicyConfig;
+use self::latency::{Latency, LatencyCell};
 use crate::id::ReplicaSlot;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Samples before a fit is believed.
 const SAMPLES_TO_TRUST: u32 = 8;
@@ -65,6 +78,11 @@ struct Cell {
     decode_s_per_token: AtomicU32,
     service_s: AtomicU32,
     samples: AtomicU32,
+    latency: LatencyCell,
+    /// It is predicted by its own latencies and not by its pool's.
+    is_apart: AtomicBool,
+    /// Mean error of what its own latencies and its pool's expected (the bits of `f32`s).
+    errors: [AtomicU32; 2],
 }
 
 impl Cell {
@@ -76,6 +94,9 @@ impl Cell {
             decode_s_per_token: AtomicU32::new(0),
             service_s: AtomicU32::new(0),
             samples: AtomicU32::new(0),
+            latency: LatencyCell::new(prior),
+            is_apart: AtomicBool::new(false),
+            errors: [AtomicU32::new(0), AtomicU32::new(0)],
         };
         cell.publish(prior, 0);
         cell
@@ -108,6 +129,9 @@ impl Cell {
         *self.fit.lock() = Fit::new(prior);
         self.publish(prior, 0);
         self.service_s.store(0, Relaxed);
+        self.latency.reset(Latency::new(prior));
+        self.is_apart.store(false, Relaxed);
+        self.errors.iter().for_each(|error| error.store(0, Relaxed));
     }
 }
 
@@ -119,7 +143,7 @@ pub struct LearnedRates {
     pools: Box<[Cell]>,
     /// Which of the pools a replica is counted to.
     pool_of: Box<[AtomicU32]>,
-    /// Whose each of the pools is; only the single writer of the fleet takes this lock.
+    /// Whose each of the pools is; no request takes this lock.
     names: Mutex<Vec<Option<String>>>,
     /// Configured prefill rates (seconds a token), which are not learned; zero where there is none.
     fixed: Box<[AtomicU32]>,

@@ -6,6 +6,7 @@
 //! Every change of a cell also moves the version of its group of [`GROUP`] cells, so that a shard that keeps a view of
 //! the fleet reads again only what has changed: at 4,096 replicas, 256 versions and a few groups, not 4,096 cells.
 
+pub mod backlog;
 pub mod columns;
 pub mod gate;
 pub mod heard;

@@ -1,0 +1,125 @@
+//! Which latencies a replica is expected to have: its pool's, until its own are clearly better; and how both learn.
+
+use super::features::Features;
+use super::latency::{Accuracy, Coefficients, Observed};
+use super::{LearnedRates, SAMPLES_TO_DIFFER, SAMPLES_TO_TRUST, narrow};
+use crate::id::ReplicaSlot;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// A replica is predicted by its own latencies once their errors are this share of its pool's errors, and again by its
+/// pool's once they are not this much better.
+const APART_BELOW: f32 = 0.8;
+const TOGETHER_ABOVE: f32 = 0.95;
+/// Share of a sample in the mean errors.
+const ERROR_STEP: f32 = 0.04;
+/// Output tokens from which on the time between them says something.
+const OUTPUT_TOKENS_MIN: u64 = 8;
+
+/// Expected times of one request at one replica, seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Prediction {
+    /// To the first token, median.
+    pub ttft_p50_s: f32,
+    /// To the first token, in nine of ten cases at most.
+    pub ttft_p90_s: f32,
+    /// Per output token after the first, median.
+    pub tpot_p50_s: f32,
+    /// Per output token, in nine of ten cases at most.
+    pub tpot_p90_s: f32,
+}
+
+/// What a whole streamed answer took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timing {
+    /// From the decision to its first token, seconds.
+    pub first_token_s: f64,
+    /// From the decision to its end, seconds.
+    pub total_s: f64,
+    /// Output tokens the engine counted.
+    pub output_tokens: Option<u64>,
+    /// Prompt tokens the engine counted, and those it found in its cache.
+    pub prompt: Option<(u64, u64)>,
+}
+
+impl LearnedRates {
+    /// What predictions for `slot` are made from.
+    #[inline]
+    #[must_use]
+    pub fn coefficients(&self, slot: ReplicaSlot) -> Coefficients {
+        let own = self.replicas.get(slot.index());
+        let pool = self.pool(slot);
+        match (own, pool) {
+            (Some(own), _) if own.is_apart.load(Relaxed) => own.latency.coefficients(),
+            (_, Some(pool)) => pool.latency.coefficients(),
+            (Some(own), None) => own.latency.coefficients(),
+            (None, None) => Coefficients::default(),
+        }
+    }
+
+    /// True once predictions for `slot` rest on answers.
+    #[must_use]
+    pub fn is_predictable(&self, slot: ReplicaSlot) -> bool {
+        self.pool(slot).is_some_and(|pool| pool.latency.samples() >= SAMPLES_TO_TRUST)
+    }
+
+    /// Learns from what a streamed answer took that was sent to `slot` when `features` was known and `predicted` was
+    /// expected.
+    pub fn learn_times(&self, slot: ReplicaSlot, features: &Features, predicted: &Prediction, timing: &Timing) {
+        let was = timing.prompt.map_or(*features, |(prompt, cached)| features.corrected(prompt, cached));
+        #[expect(clippy::cast_precision_loss, reason = "output tokens are far below 2^52")]
+        let tpot_s = timing
+            .output_tokens
+            .filter(|tokens| *tokens >= OUTPUT_TOKENS_MIN)
+            .map(|tokens| (timing.total_s - timing.first_token_s).max(0.0) / (tokens - 1) as f64);
+        let observed = Observed { seen: *features, was, predicted: *predicted, ttft_s: timing.first_token_s, tpot_s };
+        let (true, Some(own), Some(pool)) = (observed.is_sound(), self.replicas.get(slot.index()), self.pool(slot))
+        else {
+            return;
+        };
+        pool.latency.compare(predicted.ttft_p50_s, predicted.ttft_p90_s, narrow(observed.ttft_s));
+        if own.latency.samples() == 0
+            && pool.latency.samples() >= SAMPLES_TO_TRUST
+            && let Some(warm) = pool.latency.copied()
+        {
+            own.latency.reset(warm);
+        }
+        let is_apart = own.is_apart.load(Relaxed);
+        let by_pool = if is_apart {
+            pool.latency.expects(&observed)
+        } else {
+            // What a replica that stands apart takes says nothing of the others.
+            pool.latency.learn(&observed, true)
+        };
+        let by_own = own.latency.learn(&observed, is_apart);
+        if let (Some(by_own), Some(by_pool)) = (by_own, by_pool) {
+            own.note_errors([by_own, by_pool], observed.ttft_s);
+        }
+    }
+
+    /// How good predictions for the replicas of each pool were, by the pool's name.
+    #[must_use]
+    pub fn accuracy(&self) -> Vec<(String, Accuracy)> {
+        let names = self.names.lock();
+        let named = names.iter().zip(&self.pools).filter_map(|(name, cell)| Some((name.clone()?, cell)));
+        named.map(|(name, cell)| (name, cell.latency.accuracy())).collect()
+    }
+}
+
+impl super::Cell {
+    /// Takes note of what its own latencies and its pool's expected of an answer, and decides which are to be believed.
+    fn note_errors(&self, expected_s: [f64; 2], actual_s: f64) {
+        let errors: [f32; 2] = std::array::from_fn(|place| {
+            let error = narrow((expected_s[place] / actual_s.max(1e-3)).ln().abs().min(3.0));
+            let before = f32::from_bits(self.errors[place].load(Relaxed));
+            let after = before + ERROR_STEP * (error - before);
+            self.errors[place].store(after.to_bits(), Relaxed);
+            after
+        });
+        let limit = if self.is_apart.load(Relaxed) { TOGETHER_ABOVE } else { APART_BELOW };
+        let is_better = errors[0] < errors[1] * limit;
+        self.is_apart.store(is_better && self.latency.samples() >= SAMPLES_TO_DIFFER, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;
