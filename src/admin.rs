@@ -11,7 +11,7 @@ use crate::load::plane::ReceiverStatus;
 use crate::load::ring::Inbox;
 use crate::parse::Api;
 use crate::pipeline::{Decider, Hints};
-use crate::proxy::{Core, Dialect};
+use crate::proxy::{Core, Dialect, wish};
 use crate::reject::Reject;
 use crate::telemetry::record::{decision_json, ending_json, record_json};
 use async_trait::async_trait;
@@ -147,7 +147,12 @@ impl Admin {
             body.extend_from_slice(&chunk);
         }
         let snapshot = self.core.snapshot.load();
-        let hints = Hints { session: parameter(&query, "session") };
+        let named = |name: &'static str| parameter(&query, name).map(|text| (name, text));
+        let wish = match wish::from_text(named("slo-ttft-ms"), named("slo-tpot-ms"), named("priority")) {
+            Ok(wish) => wish,
+            Err(reject) => return refuse(&path, reject),
+        };
+        let hints = Hints { session: parameter(&query, "session"), wish };
         let now = self.core.clock.now();
         let mut decider = self.decider.lock();
         match decider.consider(&self.core.shared, &snapshot, api, &body, hints, now) {

@@ -12,12 +12,14 @@
 
 mod candidates;
 mod choice;
+mod objective;
 mod shared;
 mod underway;
 mod warming;
 
 use candidates::{Candidates, Known};
 pub use choice::{Choice, Decision, PASSTHROUGH, Reason};
+pub use objective::{Bound, Wish};
 pub use shared::{Answered, Lesson, Limits, Shared, SharedConfig, Snapshot, TokenRatios};
 pub use underway::Underway;
 
@@ -25,10 +27,11 @@ use crate::clock::Now;
 use crate::config::Config;
 use crate::fleet::{NoPool, Pool};
 use crate::id::{BlockHash, DecisionId, PoolId, ReplicaSlot};
+use crate::learn::Features;
 use crate::load::columns::ReportColumns;
 use crate::load::ring::{Bell, Inbox};
 use crate::parse::{Api, ParseLimits, Parser, Request};
-use crate::policy::pick;
+use crate::policy::{pick, slo};
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
 use crate::reject::{BodyFault, Reject};
@@ -52,6 +55,8 @@ const HEARD_AT_ONCE: usize = 16 * 1024;
 pub struct Hints<'h> {
     /// Conversation the request belongs to.
     pub session: Option<&'h str>,
+    /// What it asks of its times, and how much it matters.
+    pub wish: Wish,
 }
 
 /// A prompt that is fingerprinted already: what the simulator's requests are made of.
@@ -86,13 +91,17 @@ pub struct Placement {
     tried: [ReplicaSlot; ATTEMPTS_MAX],
     attempts: usize,
     affinity_key: u64,
+    wish: Wish,
+    /// When it was placed where it is, and what was known of that.
+    placed_at: Now,
+    features: Features,
     /// Blocks the chosen replica held before.
     held_blocks: usize,
     retractions_before: u32,
 }
 
 impl Placement {
-    const fn new(decision: Decision, affinity_key: u64) -> Self {
+    fn new(decision: Decision, affinity_key: u64) -> Self {
         Self {
             decision,
             stream: false,
@@ -102,6 +111,9 @@ impl Placement {
             tried: [ReplicaSlot(0); ATTEMPTS_MAX],
             attempts: 0,
             affinity_key,
+            wish: Wish::default(),
+            placed_at: decision.at,
+            features: Features::default(),
             held_blocks: 0,
             retractions_before: 0,
         }
@@ -111,6 +123,12 @@ impl Placement {
     #[must_use]
     pub const fn attempts(&self) -> usize {
         self.attempts
+    }
+
+    /// When it was placed where it is.
+    #[must_use]
+    pub const fn placed_at(&self) -> Now {
+        self.placed_at
     }
 
     fn tried(&self) -> &[ReplicaSlot] {
@@ -129,6 +147,7 @@ pub struct Decider {
     /// The snapshot that the reports were last held against.
     generation: Option<u64>,
     costs: Vec<f32>,
+    predicted: slo::Predicted,
     /// The place picked last, in the view shown last.
     picked: usize,
     chain: Vec<BlockHash>,
@@ -151,6 +170,7 @@ impl Decider {
             reports: ReportColumns::new(slots_max),
             generation: None,
             costs: Vec::new(),
+            predicted: slo::Predicted::default(),
             picked: 0,
             chain: Vec::new(),
             spare_chains: Vec::new(),
@@ -224,7 +244,8 @@ impl Decider {
         let Prompt { api, pool, chain, bytes, affinity_key, output_tokens_max } = prompt;
         self.chain.clear();
         self.chain.extend_from_slice(chain);
-        let mut placement = self.place(shared, snapshot, Some(api), pool, affinity_key, bytes, now)?;
+        let mut placement =
+            self.place(shared, snapshot, Some(api), pool, (affinity_key, Wish::default()), bytes, now)?;
         placement.stream = true;
         placement.output_tokens_max = output_tokens_max;
         self.settle(shared, snapshot, &mut placement, now);
@@ -252,7 +273,8 @@ impl Decider {
         let (stream, output_tokens_max, model_span) =
             (request.stream, request.output_tokens_max, request.model_span.clone());
         let pool = pool.id;
-        let mut placement = self.place(shared, snapshot, Some(api), pool, affinity_key, prompt_bytes, now)?;
+        let mut placement =
+            self.place(shared, snapshot, Some(api), pool, (affinity_key, hints.wish), prompt_bytes, now)?;
         placement.stream = stream;
         placement.output_tokens_max = output_tokens_max;
         placement.model_span = model_span;
@@ -267,7 +289,7 @@ impl Decider {
         snapshot: &Snapshot,
         api: Option<Api>,
         pool: PoolId,
-        affinity_key: u64,
+        (affinity_key, wish): (u64, Wish),
         prompt_bytes: usize,
         now: Now,
     ) -> Result<Placement, Reject> {
@@ -277,6 +299,9 @@ impl Decider {
             if api.is_some_and(Api::leaves_cache) { snapshot.ratios.tokens(pool, prompt_bytes) } else { 0.0 };
         let decision = Decision::new(id, api, pool, now, prompt_bytes, prompt_tokens);
         let mut placement = Placement::new(decision, affinity_key);
+        if api.is_some_and(Api::leaves_cache) {
+            placement.wish = wish;
+        }
         let chain = std::mem::take(&mut self.chain);
         let picked = self.price_and_pick(shared, snapshot, &chain, &mut placement, now);
         if let Err(reject) = picked {
@@ -296,7 +321,7 @@ impl Decider {
         let pool = snapshot.fleet.pools.iter().max_by_key(|pool| pool.members.len()).ok_or(Reject::NoReplica)?;
         self.chain.clear();
         let affinity_key = self.rng.u64(..);
-        self.place(shared, snapshot, None, pool.id, affinity_key, 0, now)
+        self.place(shared, snapshot, None, pool.id, (affinity_key, Wish::default()), 0, now)
     }
 
     /// Places a request that failed where it was once more, at a replica it has not tried.
@@ -352,8 +377,11 @@ impl Decider {
         self.costs.resize(seen.view.len(), 0.0);
         snapshot.policy.cost(seen.view, &mut self.rng, &mut self.costs);
         let pick = pick(&self.costs, &mut self.rng).ok_or(Reject::NoReplica)?;
+        let priced = (self.costs.as_slice(), snapshot.policy.is_priced());
+        let (pick, bound) =
+            objective::choose(shared, placement, seen, priced, pick, &mut self.predicted, &mut self.rng)?;
         self.picked = pick.best;
-        choice::note(placement, seen, &self.costs, pick, known);
+        choice::note(placement, seen, &self.costs, pick, bound, known);
         placement.held_blocks = self.depths.get(placement.decision.chosen.slot) as usize;
         let more = chain.len().saturating_sub(placement.held_blocks);
         self.candidates.placed(

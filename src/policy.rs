@@ -7,11 +7,13 @@ mod chwbl;
 pub mod column;
 mod dualmap;
 mod dynamo;
+pub mod latency;
 mod preble;
 mod price;
 mod ring;
 #[cfg(test)]
 mod sample;
+pub mod slo;
 mod sticky_until_saturated;
 #[cfg(test)]
 mod table;
@@ -27,6 +29,7 @@ pub use price::{Price, wait_s};
 pub use sticky_until_saturated::StickyUntilSaturated;
 pub use weighted::Weighted;
 
+use self::latency::LatencyColumns;
 use crate::clock::Now;
 use crate::config::{PolicyConfig, PolicyName};
 use crate::id::ReplicaSlot;
@@ -64,6 +67,8 @@ pub struct View {
     pub kv_tokens: Vec<f32>,
     /// What any request pays there, as [`Policy::stand`] has it.
     pub standing_s: Vec<f32>,
+    /// Predicted times to first token and per output token.
+    pub latency: LatencyColumns,
     /// Of all in [`Self::in_flight`], as of the last [`Self::total`] or kept up since.
     pub in_flight_sum: f64,
     /// The most in [`Self::resident_blocks`], likewise.
@@ -123,6 +128,7 @@ impl View {
         self.warm.clear();
         self.barred.clear();
         self.is_awaited = false;
+        self.latency.clear();
         for column in self.columns_mut() {
             column.clear();
         }
@@ -132,6 +138,7 @@ impl View {
     pub fn reset(&mut self, slots: &[ReplicaSlot]) {
         self.clear();
         self.slots.extend_from_slice(slots);
+        self.latency.reset(slots.len());
         for column in self.columns_mut() {
             column.resize(slots.len(), 0.0);
         }
@@ -140,6 +147,7 @@ impl View {
     /// Adds the candidate at `place` of `other`.
     pub fn push_from(&mut self, other: &Self, place: usize) {
         self.slots.push(other.slots[place]);
+        self.latency.push_from(&other.latency, place);
         for (column, from) in self.columns_mut().into_iter().zip(other.columns()) {
             column.push(from[place]);
         }

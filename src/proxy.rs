@@ -17,6 +17,7 @@ mod respond;
 mod retry;
 mod route;
 mod shard;
+pub(crate) mod wish;
 
 pub use self::core::{Core, Open};
 pub use self::respond::Dialect;

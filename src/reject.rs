@@ -76,6 +76,27 @@ pub enum Reject {
     /// The message framing is ambiguous or broken (two lengths, length and chunked, bad chunk).
     #[error("the request's framing is invalid or ambiguous")]
     Framing,
+    /// A header that the gateway reads has a value it cannot mean.
+    #[error("the header `{name}` must be {expected}")]
+    Header {
+        /// Its name.
+        name: &'static str,
+        /// What it must be, with its article: "a number".
+        expected: &'static str,
+    },
+    /// No replica is expected to be fast enough, and the request may be refused.
+    #[error(
+        "no replica is expected to give {what} within {wanted_ms} ms: the best would take up to {predicted_ms} ms, and \
+         the request's priority is below 0; try again later, or with priority 0 to be served late"
+    )]
+    SloUnreachable {
+        /// What is late: "the first token".
+        what: &'static str,
+        /// What was asked, milliseconds.
+        wanted_ms: u32,
+        /// What is predicted where it is least late, in nine of ten cases, milliseconds.
+        predicted_ms: u32,
+    },
     /// The body is larger than `limit_bytes`.
     #[error("the request body is larger than the limit of {limit_bytes} bytes")]
     BodyTooLarge {
@@ -134,11 +155,12 @@ impl Reject {
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {
-            Self::Body(_) | Self::Framing => 400,
+            Self::Body(_) | Self::Framing | Self::Header { .. } => 400,
             Self::UnknownRoute | Self::UnknownModel => 404,
             Self::MethodNotAllowed => 405,
             Self::BodyTooSlow { .. } => 408,
             Self::BodyTooLarge { .. } => 413,
+            Self::SloUnreachable { .. } => 429,
             Self::HeadersTooLarge => 431,
             Self::ClientClosed => 499,
             Self::UpstreamConnect | Self::UpstreamClosed | Self::UpstreamInvalid => 502,
@@ -165,6 +187,8 @@ impl Reject {
                 BodyFault::Range { .. } => "out_of_range",
             },
             Self::Framing => "invalid_framing",
+            Self::Header { .. } => "invalid_header",
+            Self::SloUnreachable { .. } => "slo_unreachable",
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::BodyTooSlow { .. } => "body_too_slow",
             Self::HeadersTooLarge => "headers_too_large",
@@ -193,9 +217,11 @@ impl Reject {
                 | BodyFault::NoItems { field }
                 | BodyFault::Range { field },
             ) => Some(field),
+            Self::Header { name, .. } => Some(name),
             Self::UnknownModel => Some("model"),
             Self::Body(_)
             | Self::Framing
+            | Self::SloUnreachable { .. }
             | Self::BodyTooLarge { .. }
             | Self::BodyTooSlow { .. }
             | Self::HeadersTooLarge
@@ -219,8 +245,14 @@ impl Reject {
             Self::NoReplica | Self::Overloaded | Self::ShuttingDown | Self::UpstreamConnect => {
                 Some(Duration::from_secs(1))
             }
+            Self::SloUnreachable { wanted_ms, predicted_ms, .. } => {
+                // What is ahead has to be done first.
+                let late_ms = predicted_ms.saturating_sub(wanted_ms);
+                Some(Duration::from_millis(if late_ms < 60_000 { late_ms } else { 60_000 } as u64))
+            }
             Self::Body(_)
             | Self::Framing
+            | Self::Header { .. }
             | Self::BodyTooLarge { .. }
             | Self::BodyTooSlow { .. }
             | Self::HeadersTooLarge
@@ -232,5 +264,21 @@ impl Reject {
             | Self::UpstreamTimeout { .. }
             | Self::ClientClosed => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_cannot_be_in_time_is_told_what_is_expected_and_when_to_come_again() {
+        let late =
+            |wanted_ms, predicted_ms| Reject::SloUnreachable { what: "the first token", wanted_ms, predicted_ms };
+        assert_eq!((late(100, 2400).status(), late(100, 2400).code()), (429, "slo_unreachable"));
+        assert_eq!(late(100, 2400).retry_after(), Some(Duration::from_millis(2300)));
+        assert_eq!(late(100, u32::MAX).retry_after(), Some(Duration::from_secs(60)));
+        let told = late(100, 2400).to_string();
+        assert!(told.contains("first token within 100 ms") && told.contains("2400 ms"), "{told}");
     }
 }

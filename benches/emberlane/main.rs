@@ -7,6 +7,7 @@
 mod alloc;
 mod bodies;
 mod decision;
+mod learn;
 mod load;
 mod measure;
 mod naive;
@@ -29,11 +30,12 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 type Measure = fn(&Options) -> Vec<Row>;
 
 /// Every group of rows: a name for `--only`, and what measures it.
-const GROUPS: [(&str, Measure); 8] = [
+const GROUPS: [(&str, Measure); 9] = [
     ("hash", prefix_hash::rows),
     ("index", prefix_index::rows),
     ("parse", parse::rows),
     ("decision", decision::rows),
+    ("learn", learn::rows),
     ("receive", receive::rows),
     ("load", load::rows),
     ("plane", plane::rows),

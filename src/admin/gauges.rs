@@ -6,7 +6,7 @@ use crate::load::columns::{Freshness, Heard, ReportColumns};
 use crate::pipeline::Snapshot;
 use crate::proxy::Core;
 use crate::telemetry::process;
-use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Name, help and reader of a gauge with one value a replica.
@@ -38,6 +38,7 @@ pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<V
     gauge("emberlane_build_info", "Version of the binary.", &["version"])?
         .with_label_values(&[env!("CARGO_PKG_VERSION")])
         .set(1.0);
+    predictions(core, &registry)?;
     let state =
         IntGaugeVec::new(Opts::new("emberlane_replica_state", "1 for the state it is in."), &["replica", "state"])?;
     registry.register(Box::new(state.clone()))?;
@@ -125,6 +126,36 @@ fn read_heard(registry: &Registry, snapshot: &Snapshot, reports: &ReportColumns,
     for replica in &snapshot.fleet.replicas {
         let freshness = reports.word(replica.slot, now).map_or(Freshness::Never, |word| word.freshness());
         family.with_label_values(&[replica.config.id.as_str(), freshness.as_str()]).set(1);
+    }
+    Ok(())
+}
+
+/// How good predictions are, by the model that replicas are priced as.
+fn predictions(core: &Core, registry: &Registry) -> prometheus::Result<()> {
+    let gauge = |name: &str, help: &str| -> prometheus::Result<GaugeVec> {
+        let family = GaugeVec::new(Opts::new(name, help), &["model"])?;
+        registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    };
+    let error = gauge(
+        "emberlane_ttft_prediction_mape",
+        "Mean error of predicted times to first token, as a share of the actual ones, of the last hundred or so.",
+    )?;
+    let covered = gauge(
+        "emberlane_ttft_prediction_p90_coverage",
+        "Share of times to first token within their predicted ninetieth percentile, of the last hundred or so.",
+    )?;
+    let drifts = IntCounterVec::new(
+        Opts::new("emberlane_replica_drifts_total", "Times that a replica was no longer what was learned of it."),
+        &["model"],
+    )?;
+    registry.register(Box::new(drifts.clone()))?;
+    for (model, accuracy) in core.shared.rates.accuracy() {
+        drifts.with_label_values(&[&model]).inc_by(accuracy.drifts);
+        if accuracy.samples > 0 {
+            error.with_label_values(&[&model]).set(f64::from(accuracy.ttft_mape));
+            covered.with_label_values(&[&model]).set(f64::from(accuracy.ttft_p90_covered));
+        }
     }
     Ok(())
 }

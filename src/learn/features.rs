@@ -27,6 +27,8 @@ pub struct Features {
     pub cached_tokens: f32,
     /// Seconds until the prefill ahead is over.
     pub ahead_s: f32,
+    /// Something is ahead, or should have been over by now: what then happens is less certain.
+    pub is_queued: bool,
     /// Others have their first token already, and are being decoded.
     pub is_decoding: bool,
     /// Requests there.
@@ -44,12 +46,6 @@ impl Features {
     pub const fn corrected(self, prompt_tokens: u64, cached_tokens: u64) -> Self {
         let cached = if cached_tokens < prompt_tokens { cached_tokens } else { prompt_tokens };
         Self { uncached_tokens: (prompt_tokens - cached) as f32, cached_tokens: cached as f32, ..self }
-    }
-
-    /// Something is ahead: what then happens is less certain.
-    #[must_use]
-    pub const fn is_queued(&self) -> bool {
-        self.ahead_s > 0.0
     }
 
     pub(super) fn ttft(&self) -> Vector<TTFT_TERMS> {

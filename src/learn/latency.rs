@@ -127,14 +127,14 @@ impl Latency {
 
     /// Expected median time to first token.
     pub(super) fn ttft_median_s(&self, features: &Features) -> f64 {
-        self.ttft.median(&features.ttft(), features.is_queued())
+        self.ttft.median(&features.ttft(), features.is_queued)
     }
 
     /// Learns one answer; `has_predicted`: what was predicted was by this. True when it makes it certain that something has
     /// changed.
     pub(super) fn learn(&mut self, observed: &Observed, has_predicted: bool) -> bool {
         let Observed { seen, was, predicted, ttft_s, tpot_s } = observed;
-        let is_queued = seen.is_queued();
+        let is_queued = seen.is_queued;
         let above = |seconds: f64, p90_s: f32| has_predicted.then_some(seconds > f64::from(p90_s));
         let mut has_changed = self.ttft.learn(&One {
             seen: seen.ttft(),
@@ -227,7 +227,7 @@ impl Coefficients {
     pub fn predict(&self, features: &Features) -> Prediction {
         let Features { uncached_tokens, cached_tokens, ahead_s, requests, context_tokens, prefill_share, .. } =
             *features;
-        let band = usize::from(features.is_queued());
+        let band = usize::from(features.is_queued);
         let decoding_s = if features.is_decoding { self.decoding_s } else { 0.0 };
         let ttft_s = self.base_s
             + decoding_s
@@ -319,7 +319,7 @@ pub struct Accuracy {
     pub ttft_mape: f32,
     /// Share of times to first token within the predicted ninetieth percentile.
     pub ttft_p90_covered: f32,
-    /// Times that something had changed.
+    /// Times that a replica was found to be no longer what was learned of it.
     pub drifts: u64,
 }
 
@@ -389,15 +389,19 @@ impl LatencyCell {
         self.latency.try_lock().map(|latency| latency.ttft_median_s(&observed.seen))
     }
 
-    /// Learns one answer, if no other shard is at it: there are more. Returns the time to first token it expected.
-    pub(super) fn learn(&self, observed: &Observed, has_predicted: bool) -> Option<f64> {
+    /// Learns one answer, if no other shard is at it: there are more. Returns the time to first token it expected, and
+    /// whether it is certain now that something has changed.
+    pub(super) fn learn(&self, observed: &Observed, has_predicted: bool) -> Option<(f64, bool)> {
         let mut latency = self.latency.try_lock()?;
         let expected_s = latency.ttft_median_s(&observed.seen);
-        if latency.learn(observed, has_predicted) {
-            self.drifts.fetch_add(1, Relaxed);
-        }
+        let has_changed = latency.learn(observed, has_predicted);
         self.publish(&latency);
-        Some(expected_s)
+        Some((expected_s, has_changed))
+    }
+
+    /// One of its replicas is no longer what was learned of it.
+    pub(super) fn note_drift(&self) {
+        self.drifts.fetch_add(1, Relaxed);
     }
 
     /// Compares what was predicted with what it took. Two shards at once may lose one of two samples: it is an average.

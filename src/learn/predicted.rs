@@ -88,10 +88,13 @@ impl LearnedRates {
             pool.latency.expects(&observed)
         } else {
             // What a replica that stands apart takes says nothing of the others.
-            pool.latency.learn(&observed, true)
+            pool.latency.learn(&observed, true).map(|(expected_s, _)| expected_s)
         };
         let by_own = own.latency.learn(&observed, is_apart);
-        if let (Some(by_own), Some(by_pool)) = (by_own, by_pool) {
+        if by_own.is_some_and(|(_, has_changed)| has_changed) {
+            pool.latency.note_drift();
+        }
+        if let (Some((by_own, _)), Some(by_pool)) = (by_own, by_pool) {
             own.note_errors([by_own, by_pool], observed.ttft_s);
         }
     }

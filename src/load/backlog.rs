@@ -27,8 +27,6 @@ pub struct Backlog {
     pub prefilled_by: Now,
     /// Share of the last ten seconds or so that new prefill takes; above one when it comes faster than it is computed.
     pub prefill_share: f32,
-    /// Prompt tokens of the requests there, cached or not.
-    pub context_tokens: u64,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +38,6 @@ struct Cell {
     /// Seconds of prefill that came of late (the bits of an `f64`), as of a moment.
     lately_s: AtomicU64,
     lately_at: AtomicU64,
-    context_tokens: AtomicU64,
 }
 
 impl Cell {
@@ -73,7 +70,6 @@ impl Backlogs {
             prefills: cell.prefills.load(Relaxed),
             prefilled_by: Now(cell.begun.load(Relaxed)).plus(Duration::from_micros(cell.work_us.load(Relaxed))),
             prefill_share: (cell.lately_s(now) / SHARE_OVER_S) as f32,
-            context_tokens: cell.context_tokens.load(Relaxed),
         })
     }
 }
@@ -84,22 +80,15 @@ pub struct Work {
     backlogs: Arc<Backlogs>,
     slot: ReplicaSlot,
     work_us: u64,
-    context_tokens: u64,
     is_over: bool,
 }
 
 impl Work {
     /// A request comes to `slot` at `now`, whose prefill takes `work_s` and begins `base_s` from now where nothing is
-    /// before it. It holds `context_tokens` there until it ends.
+    /// before it.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
-    pub fn start(
-        backlogs: &Arc<Backlogs>,
-        slot: ReplicaSlot,
-        (base_s, work_s): (f64, f64),
-        context_tokens: u64,
-        now: Now,
-    ) -> Self {
+    pub fn start(backlogs: &Arc<Backlogs>, slot: ReplicaSlot, (base_s, work_s): (f64, f64), now: Now) -> Self {
         let bounded = |seconds: f64| if seconds.is_finite() { seconds.clamp(0.0, WORK_S_MAX) } else { 0.0 };
         let work_us = (bounded(work_s) * 1e6) as u64;
         if let Some(cell) = backlogs.cells.get(slot.index()) {
@@ -110,9 +99,8 @@ impl Work {
                 cell.begun.store(now.plus(Duration::from_secs_f64(bounded(base_s))).0, Relaxed);
             }
             cell.work_us.fetch_add(work_us, Relaxed);
-            cell.context_tokens.fetch_add(context_tokens, Relaxed);
         }
-        Self { backlogs: Arc::clone(backlogs), slot, work_us, context_tokens, is_over: false }
+        Self { backlogs: Arc::clone(backlogs), slot, work_us, is_over: false }
     }
 
     /// Its prefill is over; the next one's begins.
@@ -136,9 +124,6 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         self.take();
-        if let Some(cell) = self.backlogs.cells.get(self.slot.index()) {
-            cell.context_tokens.fetch_sub(self.context_tokens, Relaxed);
-        }
     }
 }
 
@@ -155,38 +140,36 @@ mod tests {
     #[test]
     fn what_is_ahead_becomes_less_as_it_is_computed() {
         let backlogs = Arc::new(Backlogs::new(2));
-        let mut first = Work::start(&backlogs, SLOT, (0.01, 0.2), 700, at(100));
+        let mut first = Work::start(&backlogs, SLOT, (0.01, 0.2), at(100));
         assert_eq!(backlogs.read(SLOT, at(100)).prefilled_by, at(310));
-        let mut second = Work::start(&backlogs, SLOT, (0.01, 0.3), 50, at(150));
+        let mut second = Work::start(&backlogs, SLOT, (0.01, 0.3), at(150));
         let both = backlogs.read(SLOT, at(150));
-        assert_eq!((both.prefills, both.prefilled_by, both.context_tokens), (2, at(610), 750));
+        assert_eq!((both.prefills, both.prefilled_by), (2, at(610)));
         first.prefilled(at(330));
         assert_eq!(backlogs.read(SLOT, at(330)).prefilled_by, at(630), "it took longer");
         second.prefilled(at(600));
         second.prefilled(at(900));
         drop(first);
         assert_eq!(backlogs.read(SLOT, at(600)).prefills, 0);
-        assert_eq!(backlogs.read(SLOT, at(600)).context_tokens, 50);
     }
 
     #[test]
     fn all_of_it_is_taken_back_however_a_request_ends() {
         let backlogs = Arc::new(Backlogs::new(2));
         for work_s in [0.0, f64::NAN, -1.0, f64::INFINITY, 1e9] {
-            let work = Work::start(&backlogs, SLOT, (f64::NAN, work_s), 9, at(5));
+            let work = Work::start(&backlogs, SLOT, (f64::NAN, work_s), at(5));
             assert!(backlogs.read(SLOT, at(5)).prefilled_by <= at(700_000), "{work_s}");
             drop(work);
-            let left = backlogs.read(SLOT, at(5));
-            assert_eq!((left.prefills, left.context_tokens), (0, 0));
+            assert_eq!(backlogs.read(SLOT, at(5)).prefills, 0);
         }
-        let _outside = Work::start(&backlogs, ReplicaSlot(9), (0.0, 1.0), 9, at(5));
+        let _outside = Work::start(&backlogs, ReplicaSlot(9), (0.0, 1.0), at(5));
     }
 
     #[test]
     fn the_share_of_prefill_is_what_came_lately() {
         let backlogs = Arc::new(Backlogs::new(2));
         for second in 0..100 {
-            drop(Work::start(&backlogs, SLOT, (0.0, 0.4), 0, at(1000 * second)));
+            drop(Work::start(&backlogs, SLOT, (0.0, 0.4), at(1000 * second)));
         }
         let share = |ms| f64::from(backlogs.read(SLOT, at(ms)).prefill_share);
         assert!((share(99_500) - 0.4).abs() < 0.05, "{}", share(99_500));

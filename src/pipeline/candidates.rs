@@ -26,6 +26,7 @@ use crate::id::{BlockHash, PoolId, ReplicaSlot};
 use crate::load::columns::ReportColumns;
 use crate::load::{GROUP, InFlight};
 use crate::policy::View;
+use crate::policy::latency::Load;
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
 use std::time::Duration;
@@ -131,6 +132,7 @@ impl Candidates {
             kept.reset(pool);
             kept.of = of;
         }
+        kept.view.latency.set_now(now);
         kept.sweep(known);
         kept.follow(known, is_new);
         kept.view.prompt_tokens = placement.decision.prompt_tokens;
@@ -293,6 +295,7 @@ impl PoolView {
         view.kv_tokens[place] = limits.kv_tokens;
         let believed = (view.resident_blocks[place] / limits.kv_blocks).min(1.0);
         view.kv_usage[place] = heard.kv_usage.map_or(believed, |said| believed + heard.weight * (said - believed));
+        view.latency.settle(place, &load(view, place, own, heard.prefill_tokens, known));
         known.snapshot.policy.stand(view, place);
     }
 
@@ -365,6 +368,22 @@ impl PoolView {
     }
 }
 
+/// What makes requests wait at `place`: the prefill ahead, the gateway's `own` and that of `others` (tokens), the queue for
+/// a slot, and the decodes there.
+fn load(view: &View, place: usize, own: InFlight, others: f32, known: Known<'_>) -> Load {
+    let backlog = known.shared.backlogs.read(view.slots[place], known.now);
+    let (requests, limit) = (view.in_flight[place], view.slots_limit[place]);
+    let over = (requests + 1.0 - limit).max(0.0) / limit.max(1.0);
+    Load {
+        prefilled_by: (backlog.prefills > 0).then_some(backlog.prefilled_by),
+        others_s: others * view.prefill_s_per_token[place] + over * view.service_s[place],
+        is_decoding: own.requests > backlog.prefills || view.elsewhere[place] >= 1.0,
+        requests,
+        context_tokens: view.context_tokens[place],
+        prefill_share: backlog.prefill_share,
+    }
+}
+
 /// Reads what changes slowly about the candidate at `place`.
 fn read_slow(view: &mut View, place: usize, known: Known<'_>) {
     let slot = view.slots[place];
@@ -372,6 +391,7 @@ fn read_slow(view: &mut View, place: usize, known: Known<'_>) {
     view.service_s[place] = known.shared.rates.service_s(slot);
     view.base_s[place] = rates.base_s;
     view.prefill_s_per_token[place] = rates.prefill_s_per_token;
+    view.latency.learn(place, &known.shared.rates.coefficients(slot));
     view.resident_blocks[place] = known.shared.index.resident_blocks(slot) as f32;
     view.resident_blocks_most = view.resident_blocks_most.max(view.resident_blocks[place]);
 }

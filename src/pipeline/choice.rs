@@ -2,12 +2,15 @@
 
 use super::Placement;
 use super::candidates::{Known, Seen};
+use super::objective::Bound;
 use super::warming::Side;
 use crate::clock::Now;
 use crate::id::{DecisionId, PoolId, ReplicaSlot};
+use crate::learn::Prediction;
 use crate::load::columns::{Freshness, Word};
 use crate::parse::Api;
 use crate::policy::Pick;
+use crate::policy::slo::{Objective, Standing};
 use std::time::Duration;
 
 /// Name of the route of paths that are passed through.
@@ -30,6 +33,10 @@ pub enum Reason {
     Policy,
     /// The replica tried before failed.
     Retry,
+    /// The policy's pick would be too late for the request's objectives; this one is not.
+    Slo,
+    /// All would be too late for the request's objectives: the least late.
+    SloLate,
 }
 
 impl Reason {
@@ -44,12 +51,23 @@ impl Reason {
             Self::Spill => "spill",
             Self::Policy => "policy",
             Self::Retry => "retry",
+            Self::Slo => "slo",
+            Self::SloLate => "slo_late",
         }
     }
 
     /// All of them, for metrics.
-    pub const ALL: [Self; 7] =
-        [Self::Only, Self::Warm, Self::Cold, Self::WarmUp, Self::Spill, Self::Policy, Self::Retry];
+    pub const ALL: [Self; 9] = [
+        Self::Only,
+        Self::Warm,
+        Self::Cold,
+        Self::WarmUp,
+        Self::Spill,
+        Self::Policy,
+        Self::Retry,
+        Self::Slo,
+        Self::SloLate,
+    ];
 }
 
 /// One candidate as it was seen.
@@ -73,6 +91,8 @@ pub struct Choice {
     pub prefix_wait_s: f32,
     /// Expected seconds of the prompt's own prefill there.
     pub prefill_s: f32,
+    /// Times predicted from what was learned of it.
+    pub predicted: Prediction,
     prompt_tokens: f32,
 }
 
@@ -118,6 +138,8 @@ pub struct Decision {
     pub reason: Reason,
     /// Costs are seconds.
     pub priced: bool,
+    /// How it stands to the request's objectives, where it has any.
+    pub bound: Option<Bound>,
 }
 
 impl Decision {
@@ -147,12 +169,14 @@ impl Decision {
                 wait_s: 0.0,
                 prefix_wait_s: 0.0,
                 prefill_s: 0.0,
+                predicted: Prediction::default(),
                 prompt_tokens,
             },
             runner_up: None,
             warmest: None,
             reason: Reason::Cold,
             priced: false,
+            bound: None,
         }
     }
 
@@ -195,6 +219,9 @@ impl Decision {
         if self.reason == Reason::WarmUp {
             text.push_str("; cold everywhere, and it warms up: its share of such requests");
         }
+        if let Some(bound) = &self.bound {
+            text.push_str(&objectives_in_words(bound, &self.chosen.predicted));
+        }
         if let Some(next) = &self.runner_up {
             text.push_str("; next best ");
             text.push_str(&one(next));
@@ -209,6 +236,25 @@ impl Decision {
         }
         text
     }
+}
+
+/// How a decision stands to the request's objectives, in plain words.
+fn objectives_in_words(bound: &Bound, predicted: &Prediction) -> String {
+    let one = |name: &str, wanted_s: Option<f32>, p50_s: f32, p90_s: f32| {
+        wanted_s.map_or_else(String::new, |wanted_s| {
+            let ms = [p50_s, p90_s, wanted_s].map(|seconds| seconds * 1e3);
+            format!("; {name} predicted {:.1} ms, 9 in 10 within {:.1} ms, wanted within {:.1} ms", ms[0], ms[1], ms[2])
+        })
+    };
+    let mut text = one("TTFT", bound.slo.ttft_s, predicted.ttft_p50_s, predicted.ttft_p90_s);
+    text.push_str(&one("TPOT", bound.slo.tpot_s, predicted.tpot_p50_s, predicted.tpot_p90_s));
+    text.push_str(match bound.standing {
+        Standing::Met if bound.is_moved => ": the cheapest would be too late",
+        Standing::Met => "",
+        Standing::Late(late) if late.objective == Objective::Ttft => ": all are late, its TTFT the least",
+        Standing::Late(_) => ": all are late, its TPOT the least",
+    });
+    text
 }
 
 /// Which load was used, in plain words.
@@ -231,8 +277,17 @@ const fn whole(count: f32) -> u64 {
 }
 
 /// Writes the pick into `placement`.
-pub(super) fn note(placement: &mut Placement, seen: Seen<'_>, costs: &[f32], pick: Pick, known: Known<'_>) {
+pub(super) fn note(
+    placement: &mut Placement,
+    seen: Seen<'_>,
+    costs: &[f32],
+    pick: Pick,
+    bound: Option<Bound>,
+    known: Known<'_>,
+) {
     let view = seen.view;
+    placement.placed_at = known.now;
+    placement.features = view.latency.features(pick.best, view.prompt_tokens, view.warm_tokens[pick.best]);
     let choice = |place: usize| one(seen, costs, place, known);
     let chosen = choice(pick.best);
     let held = view.warm_tokens[pick.best];
@@ -254,8 +309,12 @@ pub(super) fn note(placement: &mut Placement, seen: Seen<'_>, costs: &[f32], pic
     decision.runner_up = pick.runner_up.map(choice);
     decision.warmest = warmest.map(choice);
     decision.priced = known.snapshot.policy.is_priced();
+    decision.bound = bound;
+    let is_late = bound.is_some_and(|bound| matches!(bound.standing, Standing::Late(_)));
     decision.reason = match () {
         () if again => Reason::Retry,
+        () if is_late => Reason::SloLate,
+        () if bound.is_some_and(|bound| bound.is_moved) => Reason::Slo,
         () if seen.candidates == 1 => Reason::Only,
         () if seen.side == Some(Side::Warming) => Reason::WarmUp,
         () if !decision.priced => Reason::Policy,
@@ -281,6 +340,7 @@ fn one(seen: Seen<'_>, costs: &[f32], place: usize, known: Known<'_>) -> Choice 
         prefix_wait_s: view.prefix_wait_s[place],
         prefill_s: view.base_s[place]
             + (view.prompt_tokens - view.warm_tokens[place]).max(0.0) * view.prefill_s_per_token[place],
+        predicted: view.latency.predict(place, view.prompt_tokens, view.warm_tokens[place]),
         prompt_tokens: view.prompt_tokens,
     }
 }

@@ -7,8 +7,9 @@ use crate::config::Config;
 use crate::fleet::{Engine, Fleet, Membership, Replica};
 use crate::health::{DrainCause, HealthColumns};
 use crate::id::{PoolId, ReplicaSlot};
-use crate::learn::{LearnedRates, Member, Rates, Sample, TokenRatio};
+use crate::learn::{LearnedRates, Member, Rates, Sample, Timing, TokenRatio};
 use crate::load::LoadColumns;
+use crate::load::backlog::Backlogs;
 use crate::parse::usage::Usage;
 use crate::policy::{self, Policy};
 use crate::prefix::BLOCK_BYTES;
@@ -46,6 +47,8 @@ pub struct Shared {
     pub pending: Arc<PendingPrefills>,
     /// What is in flight where.
     pub load: Arc<LoadColumns>,
+    /// What prefill is ahead where.
+    pub backlogs: Arc<Backlogs>,
     /// Who is ejected.
     pub health: HealthColumns,
     /// What a token costs where.
@@ -61,6 +64,8 @@ pub struct Shared {
 pub struct Answered {
     /// Uncached prompt tokens ahead of its first output token when it was sent: its own and those already waiting there.
     pub tokens_ahead: u64,
+    /// Seconds between its placement and its being forwarded: it waited for a prefix under way.
+    pub held_s: f64,
     /// Seconds from its being forwarded to its first token, for streams.
     pub first_token_s: Option<f64>,
     /// Seconds to its end.
@@ -93,6 +98,7 @@ impl Shared {
             hasher: PrefixHasher::from_key(config.hash_key),
             pending: Arc::new(PendingPrefills::new(slots)),
             load: Arc::new(LoadColumns::new(slots)),
+            backlogs: Arc::new(Backlogs::new(slots)),
             health: HealthColumns::new(slots),
             rates: LearnedRates::new(slots, config.prior),
             retractions: (0..slots).map(|_| AtomicU32::new(0)).collect(),
@@ -173,6 +179,16 @@ impl Shared {
         let Usage { prompt_tokens, cached_tokens, output_tokens } = answer.usage;
         if !leaves_cache {
             return lesson;
+        }
+        if let Some(first_s) = answer.first_token_s {
+            let timing = Timing {
+                first_token_s: answer.held_s + first_s,
+                total_s: answer.held_s + answer.total_s,
+                output_tokens,
+                prompt: prompt_tokens.zip(cached_tokens),
+            };
+            let chosen = &placement.decision.chosen;
+            self.rates.learn_times(chosen.slot, &placement.features, &chosen.predicted, &timing);
         }
         if let Some(tokens) = output_tokens {
             self.learn_time(placement, answer.tokens_ahead, tokens.max(1), answer.total_s);

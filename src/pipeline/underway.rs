@@ -4,6 +4,7 @@
 use super::{Placement, Shared, Snapshot};
 use crate::clock::Now;
 use crate::load::Flight;
+use crate::load::backlog::Work;
 use crate::prefix::pending::{Announcement, Awaited, Claim};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ const OUTPUT_TOKENS_SHORT: u32 = 32;
 #[derive(Debug)]
 pub struct Underway {
     flight: Option<Flight>,
+    work: Option<Work>,
     announcement: Option<Announcement>,
     awaited: Option<Awaited>,
     /// What it uses stays in use until it ends.
@@ -59,11 +61,17 @@ impl Underway {
         }
         // Who waits for blocks that another request has computed will find them: only its own end is work.
         let uncached = chosen.uncached_tokens();
+        let cached = placement.decision.prompt_tokens - lossy(uncached);
         let counted = if awaited.is_some() { uncached.min(AWAITED_TOKENS) } else { uncached };
         let context = placement.decision.whole_prompt_tokens();
+        // What a view follows is the flight: it comes second.
+        let learned = shared.rates.coefficients(chosen.slot);
+        let takes = (f64::from(learned.base_s), f64::from(learned.prefill_s(lossy(counted), cached.max(0.0))));
+        let work = (counted > 0).then(|| Work::start(&shared.backlogs, chosen.slot, takes, now));
         let flight = Some(Flight::start(&shared.load, chosen.slot, counted, context));
         Self {
             flight,
+            work,
             announcement,
             awaited,
             is_slotted,
@@ -97,14 +105,17 @@ impl Underway {
     }
 
     /// The replica is done with it, though the client may not have all of its answer yet.
-    pub fn ended(&mut self) {
-        self.prefilled();
+    pub fn ended(&mut self, now: Now) {
+        self.prefilled(now);
         self.announcement = None;
         self.flight = None;
     }
 
     /// The prefill is over: its tokens no longer stand before others, and those who waited for it go on.
-    pub fn prefilled(&mut self) {
+    pub fn prefilled(&mut self, now: Now) {
+        if let Some(work) = &mut self.work {
+            work.prefilled(now);
+        }
         if let Some(flight) = &mut self.flight {
             flight.prefilled();
         }
@@ -130,4 +141,9 @@ fn expected_end(shared: &Shared, placement: &Placement, now: Now) -> Now {
         + f64::from(output_tokens) * f64::from(rates.decode_s_per_token);
     let slack = if shared.rates.is_learned(chosen.slot) { SLACK_LEARNED } else { SLACK_UNKNOWN };
     now.plus(Duration::from_secs_f64((expected * slack).clamp(0.0, 60.0)) + SLACK_LEAST)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "tokens need no more than 7 digits")]
+const fn lossy(tokens: u64) -> f32 {
+    tokens as f32
 }

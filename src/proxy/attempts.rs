@@ -139,7 +139,7 @@ impl Exchange<'_> {
                 biased;
                 tried = &mut attempt => return Some(tried),
                 _left = self.session.read_body_or_idle(true) => return None,
-                () = prefilled => underway.prefilled(),
+                () = prefilled => underway.prefilled(self.shard.core.clock.now()),
             }
         }
     }

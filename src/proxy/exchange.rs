@@ -8,13 +8,13 @@ use super::forward::Answer;
 use super::relay::{End, Relay, Seen};
 use super::respond::{self, Dialect};
 use super::shard::Shard;
-use super::{headers, route};
+use super::{headers, route, wish};
 use crate::clock::Now;
 use crate::parse::answer::AnswerReader;
 use crate::parse::{Api, splice_model};
-use crate::pipeline::{Answered, Hints, Placement, Snapshot, Underway};
+use crate::pipeline::{Answered, Hints, Placement, Snapshot, Underway, Wish};
 use crate::reject::Reject;
-use crate::telemetry::record::{Ending, Record};
+use crate::telemetry::record::{Ending, Record, Taken};
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use std::sync::Arc;
@@ -120,7 +120,10 @@ impl Exchange<'_> {
 
     fn decide(&self, body: &Body) -> Result<Placement, Reject> {
         let request_headers = &self.session.req_header().headers;
-        let hints = Hints { session: headers::first(request_headers, &route::SESSION_HEADERS) };
+        let hints = Hints {
+            session: headers::first(request_headers, &route::SESSION_HEADERS),
+            wish: if self.api.is_some() { wish::read(request_headers)? } else { Wish::default() },
+        };
         let core = &self.shard.core;
         let before = core.clock.now();
         let mut decider = self.shard.decider.lock();
@@ -230,12 +233,17 @@ impl Exchange<'_> {
         let leaves_cache = self.api.is_some_and(Api::leaves_cache);
         let answer = Answered {
             tokens_ahead: sent.tokens_ahead,
+            held_s: sent.at.seconds_since(placement.placed_at()),
             first_token_s: seen.first_token.map(|first| first.seconds_since(sent.at)),
             total_s: total,
             usage: seen.usage,
         };
         if let (Some(tokens), Some(cached), true) = (seen.usage.prompt_tokens, seen.usage.cached_tokens, leaves_cache) {
             self.shard.metrics.cached_tokens(f64::from(placement.decision.chosen.warm_tokens), cached, tokens);
+        }
+        if let (Some(first), true) = (seen.first_token, shared.rates.is_predictable(placement.decision.chosen.slot)) {
+            let actual_s = first.seconds_since(placement.placed_at());
+            self.shard.metrics.predicted_ttft(f64::from(placement.decision.chosen.predicted.ttft_p50_s), actual_s);
         }
         if shared.learn(&self.snapshot, placement, &answer, leaves_cache).is_cache_lost {
             let replica = self.replica_name(placement);
@@ -252,6 +260,7 @@ impl Exchange<'_> {
             total_s: now.seconds_since(self.started),
             ttft_s: outcome.seen.and_then(|seen| seen.first_token).map(|first| first.seconds_since(self.started)),
             usage: outcome.seen.map(|seen| seen.usage).unwrap_or_default(),
+            taken: outcome.placement.as_ref().zip(outcome.seen).and_then(|(placement, seen)| taken(placement, &seen)),
             attempts: outcome.placement.as_ref().map_or(0, Placement::attempts),
             held_s: self.held_s,
         };
@@ -265,6 +274,15 @@ impl Exchange<'_> {
             self.shard.ring.refused(ending);
         }
     }
+}
+
+/// The times that were predicted, as they were.
+fn taken(placement: &Placement, seen: &Seen) -> Option<Taken> {
+    let (first, last) = (seen.first_token?, seen.last_token?);
+    let further = seen.usage.output_tokens.unwrap_or(seen.content_events).saturating_sub(1);
+    #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^52")]
+    let tpot_s = (further > 0).then(|| last.seconds_since(first) / further as f64);
+    Some(Taken { ttft_s: first.seconds_since(placement.placed_at()), tpot_s })
 }
 
 fn is_event_stream(head: &ResponseHeader) -> bool {

@@ -198,7 +198,7 @@ impl Relay<'_> {
     /// The replica's answer is over: passes its last `bytes` and ends the client's.
     async fn end(&mut self, bytes: Bytes) -> End {
         // Before the client has the last byte: what it asks next finds the replica free.
-        self.underway.ended();
+        self.underway.ended(self.shard.core.clock.now());
         if self.ends_with_connection && self.is_cut_short() {
             return match self.session.write_response_body(bytes, false).await {
                 Ok(()) => End::Broken(Reject::UpstreamClosed),
@@ -228,7 +228,7 @@ impl Relay<'_> {
         let tokens = kind.tokens;
         seen.told_failure |= kind.failed;
         if seen.bytes == bytes.len() as u64 && !self.is_stream {
-            self.underway.prefilled();
+            self.underway.prefilled(self.shard.core.clock.now());
         }
         if tokens == 0 {
             return;
@@ -239,7 +239,7 @@ impl Relay<'_> {
             match seen.last_token {
                 None => {
                     seen.first_token = Some(now);
-                    self.underway.prefilled();
+                    self.underway.prefilled(self.shard.core.clock.now());
                 }
                 Some(before) => {
                     self.shard.metrics.inter_token.observe(now.seconds_since(before) / f64::from(tokens));

@@ -25,6 +25,9 @@ const WAIT_BUCKETS: [f64; 16] =
 /// Seconds, between tokens.
 const GAP_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.2, 1.0, 10.0];
 
+/// Share of the actual time that a prediction was off by.
+const ERROR_BUCKETS: [f64; 11] = [0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 10.0];
+
 /// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -38,6 +41,7 @@ pub struct Metrics {
     duration: Histogram,
     inter_token: Histogram,
     prefix_wait: Histogram,
+    prediction_error: Histogram,
     prompt_tokens: IntCounter,
     cached_tokens: IntCounter,
     predicted_cached_tokens: IntCounter,
@@ -102,6 +106,11 @@ impl Metrics {
                 "Waits for a prefix that another request was having computed, before sending.",
                 &WAIT_BUCKETS,
             ),
+            prediction_error: histogram(
+                "emberlane_ttft_prediction_error_ratio",
+                "How far the predicted time to first token was off, as a share of the actual one.",
+                &ERROR_BUCKETS,
+            ),
             prompt_tokens: counter("emberlane_prompt_tokens_total", "Prompt tokens, as engines counted them."),
             cached_tokens: counter("emberlane_cached_tokens_total", "Prompt tokens that engines reused."),
             predicted_cached_tokens: counter(
@@ -144,6 +153,7 @@ impl Metrics {
             duration: self.duration.clone(),
             inter_token: self.inter_token.clone(),
             prefix_wait: self.prefix_wait.clone(),
+            prediction_error: self.prediction_error.clone(),
             prompt_tokens: self.prompt_tokens.clone(),
             cached: self.cached_tokens.clone(),
             predicted: self.predicted_cached_tokens.clone(),
@@ -188,6 +198,7 @@ pub struct ShardMetrics {
     pub inter_token: Histogram,
     /// Waits for a prefix under way.
     pub prefix_wait: Histogram,
+    prediction_error: Histogram,
     prompt_tokens: IntCounter,
     cached: IntCounter,
     predicted: IntCounter,
@@ -222,6 +233,11 @@ impl ShardMetrics {
         self.predicted.inc_by(predicted);
         self.cached.inc_by(actual.min(prompt));
         self.error.inc_by(predicted.abs_diff(actual));
+    }
+
+    /// A time to first token was predicted, seconds, and it came.
+    pub fn predicted_ttft(&self, predicted_s: f64, actual_s: f64) {
+        self.prediction_error.observe((predicted_s - actual_s).abs() / actual_s.max(1e-3));
     }
 
     /// A request ended.

@@ -3,6 +3,7 @@
 use crate::load::columns::Freshness;
 use crate::parse::usage::Usage;
 use crate::pipeline::{Choice, Decision, Snapshot};
+use crate::policy::slo::Standing;
 use crate::reject::Reject;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -23,12 +24,23 @@ pub struct Ending {
     pub total_s: f64,
     /// To its first token, seconds; streams only.
     pub ttft_s: Option<f64>,
+    /// The times that were predicted, as they were; streams only.
+    pub taken: Option<Taken>,
     /// What the engine counted.
     pub usage: Usage,
     /// Replicas tried.
     pub attempts: usize,
     /// Seconds waited, before it was sent, for a prefix under way.
     pub held_s: f64,
+}
+
+/// Times of a streamed answer, from where predictions count.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Taken {
+    /// From its placement to its first token, seconds.
+    pub ttft_s: f64,
+    /// Per output token after that, seconds.
+    pub tpot_s: Option<f64>,
 }
 
 /// One request: what was decided and what came of it.
@@ -122,6 +134,10 @@ pub fn decision_json(decision: &Decision, snapshot: &Snapshot) -> Value {
             "cost": round(choice.cost, 6),
             "wait_ms": round(choice.wait_s * 1e3, 3),
             "prefill_ms": round(choice.prefill_s * 1e3, 3),
+            "ttft_p50_ms": round(choice.predicted.ttft_p50_s * 1e3, 3),
+            "ttft_p90_ms": round(choice.predicted.ttft_p90_s * 1e3, 3),
+            "tpot_p50_ms": round(choice.predicted.tpot_p50_s * 1e3, 3),
+            "tpot_p90_ms": round(choice.predicted.tpot_p90_s * 1e3, 3),
             "warm_tokens": round(choice.warm_tokens, 0),
             "in_flight": choice.in_flight,
             "in_flight_elsewhere": choice.elsewhere,
@@ -139,6 +155,11 @@ pub fn decision_json(decision: &Decision, snapshot: &Snapshot) -> Value {
         "prompt_bytes": decision.prompt_bytes,
         "prompt_tokens": round(decision.prompt_tokens, 0),
         "candidates": decision.candidates,
+        "slo": decision.bound.map(|bound| json!({
+            "ttft_ms": bound.slo.ttft_s.map(|s| round(s * 1e3, 3)),
+            "tpot_ms": bound.slo.tpot_s.map(|s| round(s * 1e3, 3)),
+            "is_met": bound.standing == Standing::Met,
+        })),
         "chosen": choice(&decision.chosen),
         "runner_up": decision.runner_up.as_ref().map(choice),
         "warmest": decision.warmest.as_ref().map(choice),
@@ -152,6 +173,17 @@ pub fn record_json(record: &Record, age_ms: u128) -> Value {
     let mut value = decision_json(&record.decision, &record.snapshot);
     value["age_ms"] = json!(u64::try_from(age_ms).unwrap_or(u64::MAX));
     value["outcome"] = ending_json(&record.ending);
+    if let Some(Taken { ttft_s, tpot_s }) = record.ending.taken {
+        let predicted = &record.decision.chosen.predicted;
+        value["prediction"] = json!({
+            "ttft_ms": round(ttft_s * 1e3, 3),
+            "ttft_p50_ms": round(predicted.ttft_p50_s * 1e3, 3),
+            "ttft_p90_ms": round(predicted.ttft_p90_s * 1e3, 3),
+            "tpot_ms": tpot_s.map(|s| round(s * 1e3, 3)),
+            "tpot_p50_ms": round(predicted.tpot_p50_s * 1e3, 3),
+            "tpot_p90_ms": round(predicted.tpot_p90_s * 1e3, 3),
+        });
+    }
     value
 }
 

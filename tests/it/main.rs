@@ -15,6 +15,7 @@ mod ejection;
 mod engines;
 mod framing;
 mod health;
+mod objectives;
 mod passthrough;
 mod placement;
 mod plane;

@@ -65,6 +65,8 @@ struct World {
     due: Vec<(f64, usize, Turn)>,
     sent: HashMap<usize, Sent>,
     in_flight: Vec<f32>,
+    /// Prompt tokens in flight.
+    context: Vec<f32>,
     ids: usize,
     rng: fastrand::Rng,
 }
@@ -98,6 +100,7 @@ impl World {
             due: Vec::new(),
             sent: HashMap::new(),
             in_flight: vec![0.0; models.len()],
+            context: vec![0.0; models.len()],
             ids: 0,
             rng: fastrand::Rng::with_seed(17),
         };
@@ -140,9 +143,10 @@ impl World {
             uncached_tokens: narrow(uncached),
             cached_tokens: narrow(turn.cached),
             ahead_s: if backlog.prefills > 0 { narrow(backlog.prefilled_by.seconds_since(now(at))) } else { 0.0 },
+            is_queued: backlog.prefills > 0,
             is_decoding: in_flight > backlog.prefills as f32,
             requests: in_flight,
-            context_tokens: backlog.context_tokens as f32,
+            context_tokens: self.context[replica],
             prefill_share: backlog.prefill_share,
         }
     }
@@ -154,8 +158,9 @@ impl World {
         let predicted = coefficients.predict(&features);
         let work_s = coefficients.prefill_s(features.uncached_tokens, features.cached_tokens);
         let takes = (f64::from(coefficients.base_s), f64::from(work_s));
-        let work = Work::start(&self.backlogs, slot, takes, whole(turn.new + turn.cached), now(at));
+        let work = Work::start(&self.backlogs, slot, takes, now(at));
         self.in_flight[replica] += 1.0;
+        self.context[replica] += narrow(turn.new + turn.cached);
         self.engines[replica].send(self.ids, at, (turn.new, turn.cached), turn.output);
         self.sent.insert(self.ids, Sent { at, replica, turn, work, features, predicted, ttft_s: 0.0 });
         self.ids += 1;
@@ -164,6 +169,7 @@ impl World {
     fn end(&mut self, id: usize, at: f64, tpot_s: f64) -> Outcome {
         let Sent { at: sent_at, replica, turn, features, predicted, ttft_s, .. } = self.sent.remove(&id).unwrap();
         self.in_flight[replica] -= 1.0;
+        self.context[replica] -= narrow(turn.new + turn.cached);
         let timing = Timing {
             first_token_s: ttft_s,
             total_s: ttft_s + tpot_s * (turn.output - 1.0),
@@ -332,6 +338,7 @@ fn coefficients_stay_finite_and_none_is_negative_whatever_is_told() {
                     uncached_tokens: bounded(uncached),
                     cached_tokens: bounded(cached),
                     ahead_s: bounded(ahead),
+                    is_queued: !*is_decoding,
                     is_decoding: *is_decoding,
                     requests: bounded(requests),
                     context_tokens: bounded(context),
