@@ -123,7 +123,7 @@ impl Engine {
 
     fn outcome(&mut self, end: f64) -> Vec<Event> {
         let mut events = Vec::new();
-        for job in self.running.iter_mut().filter(|job| job.made == 1.0) {
+        for job in self.running.iter_mut().filter(|job| (0.5..1.5).contains(&job.made)) {
             job.first = end;
             events.push(Event::First { id: job.id });
         }
