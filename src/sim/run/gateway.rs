@@ -165,15 +165,16 @@ impl Gateway {
     /// Its first token has come. Returns the predicted time to it, its predicted p90 if
     /// any, and the real time.
     pub(super) fn first(&self, placed: &mut Placed, now: Now) -> (f64, Option<f64>, f64) {
-        placed.underway.prefilled();
+        placed.underway.prefilled(now);
         placed.first_at = Some(now);
-        let chosen = &placed.placement.decision.chosen;
-        (f64::from(chosen.wait_s + chosen.prefill_s), None, now.seconds_since(placed.sent_at))
+        let predicted = &placed.placement.decision.chosen.predicted;
+        let real_s = now.seconds_since(placed.placement.placed_at());
+        (f64::from(predicted.ttft_p50_s), Some(f64::from(predicted.ttft_p90_s)), real_s)
     }
 
     /// It is over.
     pub(super) fn finished(&mut self, mut placed: Placed, live: &Live, is_answered: bool, now: Now) {
-        placed.underway.ended();
+        placed.underway.ended(now);
         let Placed { placement, underway, sent_at, tokens_ahead, first_at } = placed;
         drop(underway);
         if !is_answered {
@@ -183,6 +184,7 @@ impl Gateway {
         self.shared.confirm(&placement);
         let answer = Answered {
             tokens_ahead,
+            held_s: sent_at.seconds_since(placement.placed_at()),
             first_token_s: first_at.map(|first| first.seconds_since(sent_at)),
             total_s: now.seconds_since(sent_at),
             usage: Usage {
