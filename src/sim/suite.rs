@@ -292,6 +292,29 @@ scenarios:
     }
 
     #[test]
+    fn the_suite_of_the_page_is_whole() {
+        let suite = Suite::read(include_str!("../../perf/scheduling.yaml")).unwrap();
+        assert!(suite.entries.len() >= 10, "{}", suite.entries.len());
+        for entry in &suite.entries {
+            assert_eq!(entry.scenario.faults(), Vec::<String>::new(), "{}", entry.name);
+            for claim in &entry.claims {
+                // A rival that is not run makes a claim that cannot be tested.
+                let is_run = |policy: &String, variant: &str| {
+                    let ablations = entry.ablations.iter().filter(|ablation| ablation.variant == variant);
+                    match variant {
+                        "" => entry.scenario.policies.contains(policy),
+                        _ => ablations.clone().any(|ablation| ablation.policies.contains(policy)),
+                    }
+                };
+                assert!(is_run(&claim.policy, &claim.variant), "{}: {}", entry.name, claim.text);
+                for rival in claim.against.iter().filter(|rival| *rival != claim::BEST) {
+                    assert!(is_run(rival, &claim.against_variant), "{}: {}: {rival}", entry.name, claim.text);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn any_text_is_read_or_refused() {
         bolero::check!().for_each(|bytes: &[u8]| drop(Suite::read(&String::from_utf8_lossy(bytes))));
     }

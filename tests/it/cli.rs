@@ -71,6 +71,27 @@ fn mistakes_on_the_command_line_are_told() {
 }
 
 #[test]
+fn mistakes_in_simulations_are_told() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "scenarios:\n- {name: a, claims: [{claim: b, measure: ttft}]}\n").unwrap();
+    let suite = file.path().to_str().unwrap();
+    for (arguments, parts) in [
+        (&["sim", "--policy", "pricy"][..], &["`pricy` is no policy", "least_request", "did you mean `price`?"][..]),
+        (&["sim", "--load", "0", "--seeds", "0"], &["loads: 0 is out of range", "seeds: "]),
+        (&["sim", "--scenario", "/no/such.yaml"], &["/no/such.yaml"]),
+        (&["sim", "--suite", suite], &[":2:", "claims[0].measure", "ttft_p50_s"]),
+        (&["sim", "--suite", suite, "--load", "2"], &["cannot be used with"]),
+    ] {
+        let output = emberlane(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", told(&output));
+        for part in parts {
+            assert!(told(&output).contains(part), "{arguments:?} does not say {part}:\n{}", told(&output));
+        }
+    }
+    assert!(told(&emberlane(&["sim", "--help"])).contains("Examples:"));
+}
+
+#[test]
 fn a_taken_port_is_told() {
     let listener = std::net::TcpListener::bind(free_address()).unwrap();
     let taken = listener.local_addr().unwrap().to_string();

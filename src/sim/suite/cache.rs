@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
@@ -121,9 +121,13 @@ fn key(scenario: &Scenario, build: &str) -> std::io::Result<String> {
     };
     let mut hash = Sha256::new();
     hash.update(format!("{build}\n{settings:?}\n"));
-    let trace = PathBuf::from(&scenario.trace);
-    if trace.is_file() {
-        hash.update(std::fs::read(trace)?);
+    // Arguments may stand behind a comma.
+    let path = scenario.trace.split(',').next().unwrap_or_default();
+    for trace in [Path::new(&scenario.trace), Path::new(path)] {
+        if trace.is_file() {
+            hash.update(std::fs::read(trace)?);
+            break;
+        }
     }
     Ok(hex(&hash.finalize(), 8))
 }
