@@ -1,4 +1,20 @@
 //! What is asked of a fleet: scripts of calls, from a trace or a generator, with prompts as chains of segments.
+//!
+//! [`Source`] reads them: [`trace`] files of real traffic, or [`generate`]d ones. [`Workload::seeded`] and
+//! [`Workload::part`] make runs that differ and splits that do not overlap; [`Workload::facts`] describes what is there.
+
+mod argument;
+mod fact;
+pub mod generate;
+mod source;
+pub mod trace;
+mod vary;
+
+pub use argument::ArgumentFault;
+pub use fact::Facts;
+pub use source::{Source, WorkloadFault, by_name, from_file};
+pub use trace::{LineFault, TraceFault};
+pub use vary::Half;
 
 /// A piece of a prompt. Two prompts that both have a segment with this id are equal up to its end: the id stands for
 /// its tokens and all before them.
