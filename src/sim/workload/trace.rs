@@ -6,7 +6,6 @@ mod lines;
 mod mooncake;
 mod sessions;
 
-use crate::config::error::excerpt;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +13,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::{Call, Segment, Workload};
+use crate::config::error::excerpt;
 use lines::Lines;
 
 /// Most calls of a workload.
@@ -144,7 +144,7 @@ pub enum LineFault {
         reused: u32,
     },
     /// A session is longer than is kept in memory.
-    #[error("{0} turns in a session; at most {most} are read", most = sessions::TURNS_MAX)]
+    #[error("{0} turns in a session; at most {max} are read", max = sessions::TURNS_MAX)]
     Turns(usize),
     /// The trace is larger than is kept in memory.
     #[error("the trace has more than {CALLS_MAX} requests or {SEGMENTS_MAX} pieces of prompts; use a part of it")]
