@@ -4,4 +4,5 @@
 //! with a seed, and [`result`] is what a run measured. Nothing here reads a clock: a run is the same each time.
 
 pub mod result;
+pub mod slots;
 pub mod workload;
