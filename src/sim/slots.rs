@@ -29,6 +29,8 @@ use std::collections::VecDeque;
 
 /// `--slot-prompt-similarity`: the part of a prompt that a slot must hold to be chosen for what it holds.
 const SIMILARITY_MIN: f32 = 0.1;
+/// A slot's share of the context is rounded up to a multiple of this.
+const CONTEXT_STEP: u32 = 256;
 /// A slot that keeps less of its tokens than this is copied to the host before.
 const KEEP_WITHOUT_COPY: f32 = 0.5;
 /// A copy of which less than this would be used stays where it is.
@@ -101,7 +103,7 @@ impl SlotCache {
         let slots = slots.max(1);
         Self {
             slots: (0..slots).map(|_| Slot::default()).collect(),
-            slot_tokens: context_tokens / slots,
+            slot_tokens: (context_tokens / slots).next_multiple_of(CONTEXT_STEP),
             releases: 0,
             host: VecDeque::new(),
             host_tokens_max,
