@@ -12,5 +12,6 @@ pub mod report;
 pub mod result;
 pub mod run;
 pub mod scenario;
+pub mod slots;
 pub mod suite;
 pub mod workload;

@@ -8,6 +8,7 @@ mod beacon_format;
 mod beacons;
 mod body;
 mod bypass;
+mod calibration;
 mod cli;
 mod connections;
 mod discovery;

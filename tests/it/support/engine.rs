@@ -23,13 +23,18 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts `count` real llama.cpp servers; `None` (after saying so) when `./x setup` has not been run.
     pub(crate) fn llama(count: usize, slots: usize, context: usize) -> Option<Vec<Self>> {
+        Self::llama_with(count, slots, context, &[])
+    }
+
+    /// The same with further `flags` of `tests/engines/tiny_engine.py`.
+    pub(crate) fn llama_with(count: usize, slots: usize, context: usize, flags: &[&str]) -> Option<Vec<Self>> {
         let python = target("venv/bin/python");
         let model = target("engines");
         if !python.exists() || !model.join("tiny.gguf").exists() {
             skip("llama.cpp engines: run ./x setup first");
             return None;
         }
-        let start = |_| Self::start_llama(free_address(), slots, context);
+        let start = |_| Self::start_llama(free_address(), slots, context, flags);
         let engines: Vec<Self> = (0..count).map(start).collect();
         for engine in &engines {
             engine.wait_healthy();
@@ -37,17 +42,17 @@ impl Engine {
         Some(engines)
     }
 
-    fn start_llama(address: SocketAddr, slots: usize, context: usize) -> Self {
+    fn start_llama(address: SocketAddr, slots: usize, context: usize, flags: &[&str]) -> Self {
         let mut command = Command::new(target("venv/bin/python"));
         command.arg(root().join("tests/engines/tiny_engine.py")).arg("serve").arg(target("engines"));
         command.args(["--port", &address.port().to_string(), "--alias", "m"]);
-        command.args(["--slots", &slots.to_string(), "--ctx", &context.to_string()]);
+        command.args(["--slots", &slots.to_string(), "--ctx", &context.to_string()]).args(flags);
         Self { address, process: Process::start("llama.cpp", &mut command) }
     }
 
     /// Starts a llama.cpp server that has ended again, at its address; returns once it is healthy.
     pub(crate) fn restart_llama(&mut self, slots: usize, context: usize) {
-        *self = Self::start_llama(self.address, slots, context);
+        *self = Self::start_llama(self.address, slots, context, &[]);
         self.wait_healthy();
     }
 
