@@ -33,7 +33,7 @@ use crate::load::ring::{Bell, Inbox};
 use crate::parse::{Api, ParseLimits, Parser, Request};
 use crate::policy::{pick, slo};
 use crate::prefix::BLOCK_BYTES;
-use crate::prefix::index::WarmDepths;
+use crate::prefix::index::{Trail, WarmDepths};
 use crate::reject::{BodyFault, Reject};
 use std::ops::Range;
 use std::sync::Arc;
@@ -98,6 +98,8 @@ pub struct Placement {
     /// Blocks the chosen replica held before.
     held_blocks: usize,
     retractions_before: u32,
+    /// What the chosen replica had used of it before, and when.
+    trail: Trail,
 }
 
 impl Placement {
@@ -116,6 +118,7 @@ impl Placement {
             features: Features::default(),
             held_blocks: 0,
             retractions_before: 0,
+            trail: Trail::default(),
         }
     }
 
