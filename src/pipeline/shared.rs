@@ -6,7 +6,7 @@ use crate::clock::Now;
 use crate::config::Config;
 use crate::fleet::{Engine, Fleet, Membership, Replica};
 use crate::health::{DrainCause, HealthColumns};
-use crate::id::{PoolId, ReplicaSlot};
+use crate::id::{BlockHash, PoolId, ReplicaSlot};
 use crate::learn::{LearnedRates, Member, Rates, Sample, Timing, TokenRatio};
 use crate::load::LoadColumns;
 use crate::load::backlog::Backlogs;
@@ -79,6 +79,8 @@ pub struct Lesson {
     pub is_cache_lost: bool,
 }
 
+/// Steps of a replica's clock, each a 64th of what it holds, after which a prompt counts as used anew at its end.
+const CONFIRM_AGAIN: u32 = 2;
 /// Tokens a replica should hold before it is a surprise that it holds none.
 const SURPRISE_TOKENS_MIN: f32 = 256.0;
 /// Blocks last used so much of the cache's size ago may be gone for want of room.
@@ -153,14 +155,28 @@ impl Shared {
         placement.retractions_before = self.retractions(slot);
         self.health.placed(slot, now);
         placement.trail = self.index.record_with_trail(slot, &placement.chain);
+        placement.clock = self.index.clock(slot);
     }
 
-    /// The replica computed the prompt. What another request's failure took back meanwhile is put on record again.
+    /// The replica computed the prompt, and generated what the placement was told since: that is put on record, too.
+    ///
+    /// What another request's failure took back meanwhile is put on record again; and all of it where that took the
+    /// replica so long that much else was used in the meantime, for engines give a prompt's blocks free when its answer
+    /// is over, the end first.
     pub fn confirm(&self, placement: &Placement) {
         let slot = placement.decision.chosen.slot;
-        if self.retractions(slot) != placement.retractions_before {
+        let passed = self.index.clock(slot).wrapping_sub(placement.clock);
+        if self.retractions(slot) != placement.retractions_before || passed >= CONFIRM_AGAIN {
             self.index.record(slot, &placement.chain);
+        } else if let Some(said @ [_, ..]) = placement.chain.get(placement.prompt_blocks..) {
+            self.index.extend(slot, said, placement.prompt_blocks);
         }
+    }
+
+    /// The replica has generated blocks that follow the prompt: for those who know them by their hashes.
+    pub fn record_more(&self, placement: &mut Placement, more: &[BlockHash]) {
+        self.index.extend(placement.decision.chosen.slot, more, placement.chain.len());
+        placement.chain.extend_from_slice(more);
     }
 
     /// The request failed where it was placed: what it put on record there is taken back.

@@ -32,7 +32,7 @@ const UP: f32 = 0.25;
 const UP_MAX: f32 = 0.05;
 /// A hit beyond this share of the estimate moves it up by so much.
 const EDGE: f32 = 0.9;
-const EDGE_UP: f32 = 0.003;
+const EDGE_UP: f32 = 0.0015;
 /// What is told to the index moves when the estimate has moved by more than this share.
 const STEP: f32 = 0.02;
 /// Beyond the device's own size by this much, what is found must be in a host tier.
