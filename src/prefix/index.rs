@@ -261,6 +261,16 @@ impl PrefixIndex {
         places.into_iter().flat_map(|place| entries_of(&self.table.lines()[place]))
     }
 
+    /// The stamp of the last use of a block by `slot`, of which the lower 16 bits are right.
+    fn stamp_of(&self, slot: ReplicaSlot, hash: BlockHash) -> Option<u32> {
+        let key = Key::of(hash);
+        self.candidates(self.places(hash)).find_map(|entry| {
+            let Found::Yes(header) = entry.find(key) else { return None };
+            let own = entry.holder_of(slot).map(|own| own.stamp());
+            own.or_else(|| self.rows.get(header.row(), hash)?.stamp(slot).map(u32::from))
+        })
+    }
+
     /// Notes one use of one block. `depth` counts it and all before it.
     #[inline]
     fn touch(&self, touches: &mut Touches<'_>, hash: BlockHash, depth: usize) -> Touched {
@@ -316,7 +326,7 @@ impl PrefixIndex {
     ) -> Option<Touched> {
         let row = self.rows.get(header.row(), hash);
         if let Some(row) = row
-            && row.has(touches.slot())
+            && row.stamp(touches.slot()).is_some()
         {
             return touch_row(touches, row);
         }

@@ -30,7 +30,9 @@ use crate::id::ReplicaSlot;
 /// Stamps are numbers modulo this; ages past the ring are dead, but for a stamp that comes round again: a block unused
 /// while its replica took in a thousand times its capacity (for overflow rows, which keep 16 bits).
 pub(super) const STAMP_BITS: u32 = 20;
-const STAMP_MASK: u32 = (1 << STAMP_BITS) - 1;
+pub(super) const STAMP_MASK: u32 = (1 << STAMP_BITS) - 1;
+/// What overflow rows keep of a stamp.
+pub(super) const ROW_MASK: u32 = 0xffff;
 /// Stamps counted.
 const RING: u32 = 256;
 /// Stamps that capacity in new blocks takes.
@@ -71,13 +73,13 @@ impl Window {
 
     #[inline(always)]
     pub(super) const fn is_live(self, stamp: u32) -> bool {
-        self.clock.wrapping_sub(stamp) & STAMP_MASK <= self.span
+        self.reaches(stamp, STAMP_MASK)
     }
 
-    /// As [`Window::is_live`], for a stamp of which 16 bits were kept.
+    /// As [`Window::is_live`], for a stamp of which the bits of `mask` were kept.
     #[inline(always)]
-    pub(super) const fn is_live_short(self, stamp: u16) -> bool {
-        self.clock.wrapping_sub(stamp as u32) & 0xffff <= self.span
+    pub(super) const fn reaches(self, stamp: u32, mask: u32) -> bool {
+        self.clock.wrapping_sub(stamp) & mask <= self.span
     }
 
     /// The next clock reading, which is never zero in its lower 16 bits: zero means "no stamp".
@@ -151,12 +153,6 @@ impl Residency {
     #[inline(always)]
     pub(super) fn is_live(&self, holder: Holder) -> bool {
         !holder.is_empty() && self.window(holder.slot()).is_some_and(|window| window.is_live(holder.stamp()))
-    }
-
-    /// As [`Residency::is_live`], for a stamp of which 16 bits were kept.
-    #[inline(always)]
-    pub(super) fn is_live_short(&self, slot: ReplicaSlot, stamp: u16) -> bool {
-        self.window(slot).is_some_and(|window| window.is_live_short(stamp))
     }
 
     /// How much of its replica's window lies after the holder's last use: 0 (just now) to 255; 256 when dead.

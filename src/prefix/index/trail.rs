@@ -31,6 +31,17 @@ impl Trail {
         self.runs.get(..self.len).unwrap_or_default().iter().rev().copied()
     }
 
+    /// A trail of `runs`, from the prompt's beginning on; no more than are kept.
+    #[must_use]
+    pub fn of(runs: &[Run]) -> Self {
+        let mut trail = Self::default();
+        for (place, run) in trail.runs.iter_mut().zip(runs.iter().take(RUNS).rev()) {
+            *place = *run;
+            trail.len += 1;
+        }
+        trail
+    }
+
     /// True when nothing of the prompt was known there.
     #[must_use]
     pub const fn is_empty(&self) -> bool {

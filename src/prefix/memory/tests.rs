@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::id::BlockHash;
-use crate::prefix::index::{PrefixIndex, WarmDepths};
+use crate::prefix::index::{PrefixIndex, Run, WarmDepths};
 use std::collections::{BTreeMap, HashMap};
 
 const SLOT: ReplicaSlot = ReplicaSlot(0);
@@ -143,12 +143,107 @@ fn what_is_predicted_comes_to_what_is_found() {
                     gateway.request(&mut engine, &chain, 16.0);
                 };
                 (0..1500).for_each(|_| request(&mut gateway));
-                let before = gateway.ratio();
+                gateway.ratio();
                 (0..1500).for_each(|_| request(&mut gateway));
                 let (ratio, learned) = (gateway.ratio(), gateway.memory.learned(SLOT));
-                eprintln!("{seed} assumed {factor} of {capacity}, system {system}: first {before:.3} then {ratio:.3} {:.3}", learned.blocks / capacity as f32);
                 assert!((0.95..1.05).contains(&ratio), "{seed}: {ratio} when assumed {factor} of {capacity}: {learned:?}");
             }
         }
+    }
+}
+
+const fn evicted(count: u64) -> Said {
+    Said { evicted: Some(count), usage: Some(0.4), block_tokens: Some(16) }
+}
+
+#[test]
+fn an_engine_that_has_evicted_nothing_remembers_all_and_its_first_eviction_says_how_much() {
+    let memories = Memories::new(2);
+    assert_eq!(memories.assume(SLOT, said(1000.0)), Some(Tiers { device: 1000, total: 1000 }));
+    assert_eq!(memories.hear(SLOT, evicted(0), || 10), Some(Tiers { device: 4000, total: 4000 }));
+    assert!(memories.learned(SLOT).is_untouched);
+    assert_eq!(memories.hear(SLOT, evicted(0), || 900), None);
+    assert_eq!(memories.hear(SLOT, evicted(3), || 1300), Some(Tiers { device: 1000, total: 1300 }));
+    assert_eq!(memories.hear(SLOT, evicted(900), || 700), None, "evictions go on: that says nothing new");
+    assert_eq!(memories.block_tokens(SLOT), Some(16));
+    memories.emptied(SLOT);
+    assert!(memories.hear(SLOT, evicted(0), || 0).is_some());
+    memories.reset(SLOT);
+    assert_eq!((memories.learned(SLOT), memories.block_tokens(SLOT)), (Learned { blocks: 1.0, factor: 1.0, ..Learned::default() }, None));
+}
+
+/// An answer of 100 blocks, used `since` blocks ago, of which `cached` were found.
+fn answer(memories: &Memories, since: u32, cached: f32) -> Option<Tiers> {
+    let trail = Trail::of(&[Run { from: 0, to: 100, since }]);
+    let tokens = 100.0 * TOKENS;
+    let evidence = Evidence {
+        trail: &trail,
+        prompt_bytes: tokens * 4.0,
+        prompt_tokens: tokens,
+        cached_tokens: cached * TOKENS,
+        predicted_tokens: tokens,
+        is_surprise: false,
+    };
+    memories.learn(SLOT, &evidence)
+}
+
+#[test]
+fn a_counter_that_answers_contradict_is_not_believed() {
+    let memories = Memories::new(2);
+    let _told = memories.assume(SLOT, said(1000.0));
+    let _told = memories.hear(SLOT, evicted(0), || 0);
+    for _ in 0..3 {
+        assert!(memories.learned(SLOT).is_untouched);
+        let _told = answer(&memories, 2000, 0.0);
+    }
+    assert!(!memories.learned(SLOT).is_untouched);
+    let _told = memories.hear(SLOT, evicted(0), || 0);
+    assert!(!memories.learned(SLOT).is_untouched);
+}
+
+#[test]
+fn what_is_lost_at_once_and_what_is_odd_says_nothing_of_the_size() {
+    let memories = Memories::new(2);
+    let _told = memories.assume(SLOT, said(1000.0));
+    for (since, cached) in [(0, 0.0), (5, 10.0), (0, 50.0), (400, 100.0), (400, 95.0), (700, 88.0), (2000, 0.0)] {
+        assert_eq!(answer(&memories, since, cached), None, "{since} {cached}");
+        assert!((memories.learned(SLOT).factor - 1.0).abs() < 0.05);
+    }
+}
+
+#[test]
+fn more_than_the_device_holds_is_in_host_memory() {
+    let memories = Memories::new(2);
+    let assumed = Assumed { device_blocks: 1000.0, host_blocks: 5000.0, is_said: true };
+    assert_eq!(memories.assume(SLOT, assumed), Some(Tiers { device: 1000, total: 6000 }));
+    let _told = memories.assume(SLOT, said(1000.0));
+    for _ in 0..100 {
+        let _told = answer(&memories, 2900, 100.0);
+    }
+    let learned = memories.learned(SLOT);
+    assert!((2.8..3.1).contains(&learned.factor), "{learned:?}");
+    let last = memories.assume(SLOT, said(900.0)).unwrap();
+    assert_eq!(last.device, 900);
+    assert!(last.total > 2500);
+    // A guess is no measure of the device.
+    let guessed = memories.assume(SLOT, Assumed { is_said: false, ..said(900.0) }).unwrap();
+    assert_eq!(guessed.device, guessed.total);
+}
+
+#[test]
+fn engines_of_other_blocks_and_sizes_come_to_what_they_hold() {
+    for (seed, block, capacity, assumed) in [(1, 1.0, 800, 2000.0), (2, 32.0, 2500, 1000.0), (3, 128.0, 2500, 6000.0)] {
+        let (mut engine, mut gateway) = (Engine::new(capacity), Gateway::new(assumed));
+        let _told = gateway.memory.hear(SLOT, Said { block_tokens: Some(block as u32), ..Said::default() }, || 0);
+        let mut sessions = Sessions::new(seed, capacity / 30, 20);
+        for turn in 0..3000 {
+            let chain = sessions.next();
+            gateway.request(&mut engine, &chain, block);
+            if turn == 1500 {
+                gateway.ratio();
+            }
+        }
+        let ratio = gateway.ratio();
+        assert!((0.95..1.05).contains(&ratio), "blocks of {block}: {ratio}");
     }
 }
