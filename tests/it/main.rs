@@ -21,6 +21,7 @@ mod placement;
 mod plane;
 mod recorded;
 mod reload;
+mod residency;
 mod resources;
 mod sdk;
 mod seeing;
