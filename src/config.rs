@@ -175,6 +175,12 @@ pub struct ReplicaConfig {
     pub slots: Option<u32>,
     /// Tokens its KV cache holds, when known: bounds what the index believes of it.
     pub kv_tokens: Option<u64>,
+    /// Tokens to a block of its KV cache, when known: a hit is a whole number of them.
+    pub kv_block_tokens: Option<u32>,
+    /// Tokens of KV cache that it keeps in host memory beside those, when known.
+    pub host_kv_tokens: Option<u64>,
+    /// Tokens it restores a second from host memory, when known.
+    pub restore_tokens_per_s: Option<f64>,
     /// Tokens it prefills a second, when known; otherwise learned.
     pub prefill_tokens_per_s: Option<f64>,
     /// Its metrics page, when that is not `/metrics` at `url`. For `scrape`.
@@ -193,6 +199,9 @@ impl ReplicaConfig {
             models: Vec::new(),
             slots: None,
             kv_tokens: None,
+            kv_block_tokens: None,
+            host_kv_tokens: None,
+            restore_tokens_per_s: None,
             prefill_tokens_per_s: None,
             metrics: None,
             drain: false,
@@ -366,11 +375,13 @@ pub struct IndexConfig {
     pub memory_mib: u32,
     /// Tokens a replica is believed to hold when neither configuration nor the replica says. Default 400,000.
     pub kv_tokens_default: u64,
+    /// What an answer said is on record too: the next turn of its conversation begins with it. Default true.
+    pub outputs: bool,
 }
 
 impl Default for IndexConfig {
     fn default() -> Self {
-        Self { memory_mib: 64, kv_tokens_default: 400_000 }
+        Self { memory_mib: 64, kv_tokens_default: 400_000, outputs: true }
     }
 }
 

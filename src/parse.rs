@@ -151,6 +151,19 @@ pub struct Request<'p> {
     pub prompt: Prompt<'p>,
 }
 
+impl Request<'_> {
+    /// True when a later prompt may begin with this one and its answer.
+    #[must_use]
+    pub const fn goes_on(&self) -> bool {
+        matches!(self.prompt, Prompt::Text(_))
+            && match self.api {
+                Api::ChatCompletions | Api::Responses | Api::Messages => true,
+                Api::Completions => self.items == 1,
+                Api::Embeddings | Api::CountTokens | Api::Rerank | Api::Tokenize | Api::Detokenize => false,
+            }
+    }
+}
+
 /// Bounds on what a body may be; past them it is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParseLimits {

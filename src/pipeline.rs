@@ -8,12 +8,13 @@
 //! steady state no allocation. Each step takes what the step before produced: a body becomes a [`Request`], that a
 //! fingerprint, that a view of the pool's replicas with their warm depth, that a [`Placement`]. The edge forwards it
 //! ([`Underway`] counts it while it is at its replica) and calls back: [`Decider::place_again`] to try elsewhere,
-//! [`Shared::confirm`] or [`Shared::retract`] once the outcome is known, and [`Shared::learn`] with what the answer taught.
+//! [`Placement::go_on`] with what the answer says, [`Shared::confirm`] or [`Shared::retract`] once the outcome is known, and [`Shared::learn`] with what the answer taught.
 
 mod candidates;
 mod choice;
 mod objective;
 mod shared;
+mod transcript;
 mod underway;
 mod warming;
 
@@ -21,6 +22,7 @@ use candidates::{Candidates, Known};
 pub use choice::{Choice, Decision, PASSTHROUGH, Reason};
 pub use objective::{Bound, Wish};
 pub use shared::{Answered, Lesson, Limits, Shared, SharedConfig, Snapshot, TokenRatios};
+use transcript::Transcript;
 pub use underway::Underway;
 
 use crate::clock::Now;
@@ -33,7 +35,7 @@ use crate::load::ring::{Bell, Inbox};
 use crate::parse::{Api, ParseLimits, Parser, Request};
 use crate::policy::{pick, slo};
 use crate::prefix::BLOCK_BYTES;
-use crate::prefix::index::WarmDepths;
+use crate::prefix::index::{Trail, WarmDepths};
 use crate::reject::{BodyFault, Reject};
 use std::ops::Range;
 use std::sync::Arc;
@@ -44,6 +46,9 @@ pub const ATTEMPTS_MAX: usize = 10;
 const SPARE_CHAINS: usize = 1024;
 /// A chain with room for more blocks than this is not kept (it came from a prompt of over 4 MiB).
 const SPARE_CHAIN_BLOCKS: usize = 16 * 1024;
+
+/// Blocks of an answer that are put on record, at most: 512 KiB of text.
+const OUTPUT_BLOCKS_MAX: usize = 2048;
 
 /// Reports that one decision takes up, at most: what the largest fleet sends in a millisecond. The rest rings the bell.
 const HEARD_BY_A_DECISION: usize = 512;
@@ -87,7 +92,11 @@ pub struct Placement {
     pub output_tokens_max: Option<u32>,
     /// Where the model's name stands in the body; empty when it has none.
     pub model_span: Range<u32>,
+    /// The prompt's blocks, and behind them those of what the answer said.
     chain: Vec<BlockHash>,
+    /// How many of these are the prompt's.
+    prompt_blocks: usize,
+    transcript: Transcript,
     tried: [ReplicaSlot; ATTEMPTS_MAX],
     attempts: usize,
     affinity_key: u64,
@@ -98,6 +107,10 @@ pub struct Placement {
     /// Blocks the chosen replica held before.
     held_blocks: usize,
     retractions_before: u32,
+    /// What the chosen replica had used of it before, and when.
+    trail: Trail,
+    /// The replica's clock in the index when it was placed.
+    clock: u32,
 }
 
 impl Placement {
@@ -108,6 +121,8 @@ impl Placement {
             output_tokens_max: None,
             model_span: 0..0,
             chain: Vec::new(),
+            prompt_blocks: 0,
+            transcript: Transcript::default(),
             tried: [ReplicaSlot(0); ATTEMPTS_MAX],
             attempts: 0,
             affinity_key,
@@ -116,6 +131,8 @@ impl Placement {
             features: Features::default(),
             held_blocks: 0,
             retractions_before: 0,
+            trail: Trail::default(),
+            clock: 0,
         }
     }
 
@@ -129,6 +146,20 @@ impl Placement {
     #[must_use]
     pub const fn placed_at(&self) -> Now {
         self.placed_at
+    }
+
+    /// True when what the answer says is to be told to [`Self::go_on`].
+    #[must_use]
+    pub const fn goes_on(&self) -> bool {
+        self.transcript.is_open()
+    }
+
+    /// The conversation goes on with `bytes`, as its next prompt will have them: more blocks that the replica holds once
+    /// it has generated them.
+    pub fn go_on(&mut self, shared: &Shared, bytes: &[u8]) {
+        if self.chain.len() - self.prompt_blocks < OUTPUT_BLOCKS_MAX {
+            self.transcript.write(&shared.hasher, bytes, &mut self.chain);
+        }
     }
 
     fn tried(&self) -> &[ReplicaSlot] {
@@ -151,7 +182,8 @@ pub struct Decider {
     /// The place picked last, in the view shown last.
     picked: usize,
     chain: Vec<BlockHash>,
-    spare_chains: Vec<Vec<BlockHash>>,
+    transcript: Transcript,
+    spare: Vec<(Vec<BlockHash>, Transcript)>,
     rng: fastrand::Rng,
     next_id: u64,
     id_step: u64,
@@ -173,7 +205,8 @@ impl Decider {
             predicted: slo::Predicted::default(),
             picked: 0,
             chain: Vec::new(),
-            spare_chains: Vec::new(),
+            transcript: Transcript::default(),
+            spare: Vec::new(),
             rng: fastrand::Rng::with_seed(seed),
             next_id: shard,
             id_step: shards.max(1),
@@ -244,6 +277,7 @@ impl Decider {
         let Prompt { api, pool, chain, bytes, affinity_key, output_tokens_max } = prompt;
         self.chain.clear();
         self.chain.extend_from_slice(chain);
+        self.transcript.close();
         let mut placement =
             self.place(shared, snapshot, Some(api), pool, (affinity_key, Wish::default()), bytes, now)?;
         placement.stream = true;
@@ -268,7 +302,9 @@ impl Decider {
     ) -> Result<Placement, Reject> {
         let request = self.parser.parse(api, body)?;
         let pool = pool_of(snapshot, &request)?;
-        let affinity_key = fingerprint(shared, pool, &request, hints, &mut self.chain);
+        self.transcript.close();
+        let open = snapshot.config.index.outputs.then_some(&mut self.transcript);
+        let affinity_key = fingerprint(shared, pool, &request, hints, &mut self.chain, open);
         let prompt_bytes = request.prompt.bytes().len();
         let (stream, output_tokens_max, model_span) =
             (request.stream, request.output_tokens_max, request.model_span.clone());
@@ -308,7 +344,10 @@ impl Decider {
             self.chain = chain;
             return Err(reject);
         }
-        self.chain = self.spare_chains.pop().unwrap_or_default();
+        let (spare_chain, spare_transcript) = self.spare.pop().unwrap_or_default();
+        self.chain = spare_chain;
+        placement.transcript = std::mem::replace(&mut self.transcript, spare_transcript);
+        placement.prompt_blocks = chain.len();
         placement.chain = chain;
         Ok(placement)
     }
@@ -320,6 +359,7 @@ impl Decider {
     pub fn place_blind(&mut self, shared: &Shared, snapshot: &Snapshot, now: Now) -> Result<Placement, Reject> {
         let pool = snapshot.fleet.pools.iter().max_by_key(|pool| pool.members.len()).ok_or(Reject::NoReplica)?;
         self.chain.clear();
+        self.transcript.close();
         let affinity_key = self.rng.u64(..);
         self.place(shared, snapshot, None, pool.id, (affinity_key, Wish::default()), 0, now)
     }
@@ -352,8 +392,8 @@ impl Decider {
     /// Takes a finished placement's memory back for the next request.
     pub fn recycle(&mut self, mut placement: Placement) {
         let chain = std::mem::take(&mut placement.chain);
-        if self.spare_chains.len() < SPARE_CHAINS && chain.capacity() <= SPARE_CHAIN_BLOCKS {
-            self.spare_chains.push(chain);
+        if self.spare.len() < SPARE_CHAINS && chain.capacity() <= SPARE_CHAIN_BLOCKS {
+            self.spare.push((chain, std::mem::take(&mut placement.transcript)));
         }
     }
 
@@ -410,13 +450,15 @@ fn pool_by_id(snapshot: &Snapshot, pool: PoolId) -> Option<&Pool> {
 /// Hashes the prompt into `chain`, and returns the key that keeps a session together.
 ///
 /// The first hash takes in all that separates caches: the model, the adapter, the salt, and whether the prompt is text or
-/// token ids. Requests that leave nothing reusable (token counts) have no chain.
+/// token ids. Requests that leave nothing reusable (token counts) have no chain. Where a next turn can go on from what is
+/// answered, `transcript` is opened at the prompt's end.
 fn fingerprint(
     shared: &Shared,
     pool: &Pool,
     request: &Request<'_>,
     hints: Hints<'_>,
     chain: &mut Vec<BlockHash>,
+    transcript: Option<&mut Transcript>,
 ) -> u64 {
     let model = if pool.is_wildcard() { request.model.unwrap_or_default() } else { &pool.model };
     let kind: &[u8] = match request.prompt {
@@ -434,6 +476,9 @@ fn fingerprint(
     chain.clear();
     if request.api.leaves_cache() {
         shared.hasher.chain(root, prompt, chain);
+        if let Some(transcript) = transcript.filter(|_| request.goes_on()) {
+            transcript.open(chain.last().map_or(root, |last| last.0), prompt);
+        }
     }
     if let Some(session) = hints.session.or(request.session) {
         return shared.hasher.root(&[b"session", session.as_bytes()]);

@@ -25,7 +25,7 @@ pub use chwbl::Chwbl;
 pub use dualmap::DualMap;
 pub use dynamo::{Dynamo, LMetric};
 pub use preble::Preble;
-pub use price::{Price, wait_s};
+pub use price::{Price, restore_s, wait_s};
 pub use sticky_until_saturated::StickyUntilSaturated;
 pub use weighted::Weighted;
 
@@ -45,8 +45,10 @@ pub struct View {
     pub elsewhere: Vec<f32>,
     /// Uncached prompt tokens waiting for prefill there, likewise.
     pub prefill_tokens: Vec<f32>,
-    /// Tokens of this prompt that the replica holds and could reuse.
+    /// Tokens of this prompt that the replica holds and could reuse, on its device or in host memory.
     pub warm_tokens: Vec<f32>,
+    /// Of these, the ones in host memory: they have to be restored first.
+    pub restore_tokens: Vec<f32>,
     /// Seconds until what it holds is free to be reused, where a request must wait for that.
     pub prefix_wait_s: Vec<f32>,
     /// Requests it runs at once, as is known or can be seen from its queue; infinite when unknown.
@@ -57,6 +59,8 @@ pub struct View {
     pub base_s: Vec<f32>,
     /// Seconds to prefill one token.
     pub prefill_s_per_token: Vec<f32>,
+    /// Seconds to restore one token from host memory.
+    pub restore_s_per_token: Vec<f32>,
     /// Prefix blocks it is believed to hold.
     pub resident_blocks: Vec<f32>,
     /// Share of its KV cache in use, 0 to 1: as heard, else as believed.
@@ -77,6 +81,8 @@ pub struct View {
     pub warm: Vec<u16>,
     /// Some `prefix_wait_s` is not zero.
     pub is_awaited: bool,
+    /// Some `restore_tokens` is not zero.
+    pub is_restored: bool,
     /// Places that may not take this request. Only policies whose costs are seconds are shown any.
     pub barred: Vec<u16>,
     /// Tokens of this prompt.
@@ -127,7 +133,7 @@ impl View {
         self.slots.clear();
         self.warm.clear();
         self.barred.clear();
-        self.is_awaited = false;
+        (self.is_awaited, self.is_restored) = (false, false);
         self.latency.clear();
         for column in self.columns_mut() {
             column.clear();
@@ -155,6 +161,7 @@ impl View {
         if warm_tokens > 0.0 || wait > 0.0 {
             self.warm.extend(u16::try_from(self.slots.len() - 1));
             self.is_awaited |= wait > 0.0;
+            self.is_restored |= other.restore_tokens[place] > 0.0;
         }
     }
 
@@ -164,17 +171,19 @@ impl View {
         self.resident_blocks_most = column::most(&self.resident_blocks, 0.0);
     }
 
-    fn columns(&self) -> [&[f32]; 14] {
+    fn columns(&self) -> [&[f32]; 16] {
         [
             &self.in_flight,
             &self.elsewhere,
             &self.prefill_tokens,
             &self.warm_tokens,
+            &self.restore_tokens,
             &self.prefix_wait_s,
             &self.slots_limit,
             &self.service_s,
             &self.base_s,
             &self.prefill_s_per_token,
+            &self.restore_s_per_token,
             &self.resident_blocks,
             &self.kv_usage,
             &self.context_tokens,
@@ -183,17 +192,19 @@ impl View {
         ]
     }
 
-    fn columns_mut(&mut self) -> [&mut Vec<f32>; 14] {
+    fn columns_mut(&mut self) -> [&mut Vec<f32>; 16] {
         [
             &mut self.in_flight,
             &mut self.elsewhere,
             &mut self.prefill_tokens,
             &mut self.warm_tokens,
+            &mut self.restore_tokens,
             &mut self.prefix_wait_s,
             &mut self.slots_limit,
             &mut self.service_s,
             &mut self.base_s,
             &mut self.prefill_s_per_token,
+            &mut self.restore_s_per_token,
             &mut self.resident_blocks,
             &mut self.kv_usage,
             &mut self.context_tokens,

@@ -42,7 +42,7 @@ pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<V
     let state =
         IntGaugeVec::new(Opts::new("emberlane_replica_state", "1 for the state it is in."), &["replica", "state"])?;
     registry.register(Box::new(state.clone()))?;
-    let columns: [Column; 6] = [
+    let columns: [Column; 10] = [
         ("emberlane_replica_in_flight", "Requests the gateway has in flight there.", |core, replica| {
             f64::from(core.shared.load.in_flight(replica.slot))
         }),
@@ -58,6 +58,22 @@ pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<V
         ("emberlane_replica_decode_seconds_per_token", "Learned time of an output token.", |core, replica| {
             f64::from(core.shared.rates.rates(replica.slot).decode_s_per_token)
         }),
+        ("emberlane_replica_capacity_blocks", "Prefix blocks it is taken to hold, learned.", |core, replica| {
+            f64::from(core.shared.memory.learned(replica.slot).blocks)
+        }),
+        ("emberlane_replica_capacity_factor", "The same over what is configured, said or assumed.", |core, replica| {
+            f64::from(core.shared.memory.learned(replica.slot).factor)
+        }),
+        (
+            "emberlane_replica_predicted_cached_share",
+            "Share of the last prompts' tokens that was predicted to be in its cache.",
+            |core, replica| f64::from(core.shared.memory.learned(replica.slot).predicted_share),
+        ),
+        (
+            "emberlane_replica_cached_share",
+            "Share of the same prompts' tokens that it found there, as it said.",
+            |core, replica| f64::from(core.shared.memory.learned(replica.slot).cached_share),
+        ),
         ("emberlane_replica_samples", "Answers behind its price.", |core, replica| {
             f64::from(core.shared.rates.samples(replica.slot))
         }),

@@ -24,6 +24,7 @@ fn one(core: &Core, replica: &Replica, snapshot: &Snapshot, heard: Option<Heard>
     let slot = replica.slot;
     let rates = core.shared.rates.rates(slot);
     let limits = snapshot.limits(slot);
+    let memory = core.shared.memory.learned(slot);
     let resident = core.shared.index.resident_blocks(slot);
     let in_flight = core.shared.load.in_flight(slot);
     let believed = heard.filter(|heard| heard.word.freshness() != Freshness::Stale);
@@ -48,6 +49,10 @@ fn one(core: &Core, replica: &Replica, snapshot: &Snapshot, heard: Option<Heard>
         "load_why": why(core, replica, heard, now),
         "prefill_tokens_waiting": core.shared.load.prefill_tokens(slot),
         "resident_blocks": resident,
+        "capacity_blocks": memory.blocks,
+        "capacity_factor": memory.factor,
+        "predicted_cached_share": (memory.samples > 0).then_some(memory.predicted_share),
+        "cached_share": (memory.samples > 0).then_some(memory.cached_share),
         "prefill_tokens_per_s": 1.0 / f64::from(rates.prefill_s_per_token),
         "decode_ms_per_token": f64::from(rates.decode_s_per_token) * 1e3,
         "samples": core.shared.rates.samples(slot),

@@ -173,6 +173,17 @@ pub(crate) struct RawReplica {
     /// Tokens its KV cache holds, which bounds what the index believes of it. `auto`: not known.
     #[schemars(schema_with = "form::count_or_auto", default = "unknown::<u64>")]
     kv_tokens: OrWord<u64>,
+    /// Tokens to a block of its KV cache: a hit is a whole number of them. `auto`: as its beacons say, else not known.
+    #[schemars(schema_with = "form::count_or_auto", default = "unknown::<u32>")]
+    kv_block_tokens: OrWord<u32>,
+    /// Tokens of KV cache that it keeps in host memory beside those: they are restored rather than computed again.
+    /// `auto`: none, unless it is found to reuse more than `kv_tokens`.
+    #[schemars(schema_with = "form::count_or_auto", default = "unknown::<u64>")]
+    host_kv_tokens: OrWord<u64>,
+    /// Tokens it restores a second from host memory. `auto`: 294,000, which is 26 ms a GB at 131 kB a token (a model of
+    /// 8 billion parameters with 8 KV heads).
+    #[schemars(schema_with = "form::number_or_auto", default = "unknown::<f64>")]
+    restore_tokens_per_s: OrWord<f64>,
     /// Tokens it prefills a second. `auto`: learned.
     #[schemars(schema_with = "form::number_or_auto", default = "unknown::<f64>")]
     prefill_tokens_per_s: OrWord<f64>,
@@ -196,6 +207,9 @@ impl From<&ReplicaConfig> for RawReplica {
             models: replica.models.clone(),
             slots: OrWord::auto(replica.slots),
             kv_tokens: OrWord::auto(replica.kv_tokens),
+            kv_block_tokens: OrWord::auto(replica.kv_block_tokens),
+            host_kv_tokens: OrWord::auto(replica.host_kv_tokens),
+            restore_tokens_per_s: OrWord::auto(replica.restore_tokens_per_s),
             prefill_tokens_per_s: OrWord::auto(replica.prefill_tokens_per_s),
             metrics: OrWord::auto(replica.metrics.as_ref().map(ToString::to_string)),
             drain: replica.drain,
@@ -297,6 +311,8 @@ pub(crate) struct RawIndex {
     /// Tokens a replica is believed to hold when neither this file nor the replica says.
     #[schemars(schema_with = "form::count")]
     kv_tokens_default: u64,
+    /// What an answer said is on record too: the next turn of its conversation begins with it.
+    outputs: bool,
 }
 
 impl Default for RawIndex {
@@ -307,7 +323,11 @@ impl Default for RawIndex {
 
 impl From<&IndexConfig> for RawIndex {
     fn from(index: &IndexConfig) -> Self {
-        Self { memory: format_size(u64::from(index.memory_mib) << 20), kv_tokens_default: index.kv_tokens_default }
+        Self {
+            memory: format_size(u64::from(index.memory_mib) << 20),
+            kv_tokens_default: index.kv_tokens_default,
+            outputs: index.outputs,
+        }
     }
 }
 

@@ -25,6 +25,7 @@ const SHARDS_MAX: u16 = 1024;
 const MODELS_MAX: usize = 4096;
 const SLOTS_MAX: u32 = 1_000_000;
 const TOKENS_MAX: u64 = 1_000_000_000_000;
+const BLOCK_TOKENS_MAX: u32 = 65_536;
 const RATE_MAX: f64 = 1e9;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -244,6 +245,7 @@ fn index(field: &Field<'_>) -> Option<IndexConfig> {
         }),
         kv_tokens_default: section
             .read("kv_tokens_default", default.kv_tokens_default, |field| field.count(1..=TOKENS_MAX)),
+        outputs: section.read("outputs", default.outputs, Field::flag),
     };
     section.finish();
     Some(index)

@@ -23,6 +23,7 @@ use crate::load::gate::{Heard, Refusal, Rules, Who};
 use crate::load::heard::LastWord;
 use crate::load::report::{LoadReport, LoadSource};
 use crate::load::ring::Publisher;
+use crate::prefix::memory::Said;
 use crate::proxy::Core;
 use crate::wire::beacon::{Facts, Load};
 use std::collections::HashSet;
@@ -167,7 +168,7 @@ fn discovered(facts: &Facts, load: &Load) -> Discovered {
 
 /// The cache of the engine at `slot` is empty: what it held is forgotten before the next decision.
 pub(super) fn emptied(core: &Core, slot: ReplicaSlot, is_restart: bool, now: Now) {
-    core.shared.index.forget(slot);
+    core.shared.emptied(slot);
     core.metrics.load.restarts.inc();
     let snapshot = core.snapshot.load();
     if is_restart {
@@ -178,7 +179,7 @@ pub(super) fn emptied(core: &Core, slot: ReplicaSlot, is_restart: bool, now: Now
     tracing::info!(replica, "{what}: its prefixes are forgotten");
 }
 
-/// What shards are told of `slot`.
+/// What shards are told of `slot`; what is said of its cache is taken up here.
 pub(super) fn report(
     core: &Core,
     slot: ReplicaSlot,
@@ -187,6 +188,8 @@ pub(super) fn report(
     load: &Load,
     now: Now,
 ) -> LoadReport {
+    let Load { blocks_evicted: evicted, kv_usage: usage, kv_block_tokens: block_tokens, .. } = *load;
+    core.shared.hear_cache(slot, Said { evicted, usage, block_tokens });
     let own = core.shared.load.read(slot);
     LoadReport {
         slot,

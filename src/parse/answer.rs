@@ -2,6 +2,7 @@
 //! chunk as the bytes pass; nothing is held back, and of a long answer only its head and tail are kept.
 
 use crate::parse::Api;
+use crate::parse::prompt::said::Said;
 use crate::parse::sse::{Event, EventReader, Window};
 use crate::parse::usage::{Counts, FINDERS, Usage, string_inside};
 
@@ -22,6 +23,7 @@ pub struct AnswerReader {
     api: Api,
     body: Body,
     counts: Counts,
+    said: Option<Said>,
     is_done: bool,
 }
 
@@ -35,22 +37,38 @@ impl AnswerReader {
     /// For an answer of type `text/event-stream`.
     #[must_use]
     pub fn for_stream(api: Api) -> Self {
-        Self { api, body: Body::Stream(EventReader::default()), counts: Counts::default(), is_done: false }
+        Self { api, body: Body::Stream(EventReader::default()), counts: Counts::default(), said: None, is_done: false }
     }
 
     /// For a JSON answer.
     #[must_use]
     pub fn for_json(api: Api) -> Self {
-        Self { api, body: Body::Json(Window::default()), counts: Counts::default(), is_done: false }
+        Self { api, body: Body::Json(Window::default()), counts: Counts::default(), said: None, is_done: false }
+    }
+
+    /// From now on it gives out what the answer says, too: see [`Self::feed_into`].
+    #[must_use]
+    pub fn telling(mut self) -> Self {
+        self.said = Some(Said::new(self.api));
+        self
     }
 
     /// Reads the next bytes of the answer's body, wherever they were cut.
     pub fn feed(&mut self, chunk: &[u8]) -> ChunkKind {
+        self.feed_into(chunk, &mut |_| {})
+    }
+
+    /// As [`Self::feed`]; `out` gets the bytes with which the prompt of the conversation's next turn goes on, as
+    /// [`crate::parse::Parser`] will lay it out, piece by piece. Only after [`Self::telling`].
+    pub fn feed_into(&mut self, chunk: &[u8], out: &mut dyn FnMut(&[u8])) -> ChunkKind {
         let mut kind = ChunkKind::default();
         match &mut self.body {
-            Body::Stream(events) => {
-                events.feed(chunk, |event| read_event(self.api, event, &mut self.counts, &mut kind))
-            }
+            Body::Stream(events) => events.feed(chunk, |event| {
+                read_event(self.api, event, &mut self.counts, &mut kind);
+                if let Some(said) = &mut self.said {
+                    said.event(&event, event_type(&event), out);
+                }
+            }),
             Body::Json(window) => window.push(chunk),
         }
         self.is_done |= kind.done;
@@ -59,15 +77,28 @@ impl AnswerReader {
 
     /// The answer is over, or broke off: the counts seen so far.
     pub fn finish(&mut self) -> Usage {
+        self.finish_into(&mut |_| {})
+    }
+
+    /// As [`Self::finish`]; `out` as in [`Self::feed_into`].
+    pub fn finish_into(&mut self, out: &mut dyn FnMut(&[u8])) -> Usage {
         match &mut self.body {
             Body::Stream(events) => {
                 let mut kind = ChunkKind::default();
-                events.finish(|event| read_event(self.api, event, &mut self.counts, &mut kind));
+                events.finish(|event| {
+                    read_event(self.api, event, &mut self.counts, &mut kind);
+                    if let Some(said) = &mut self.said {
+                        said.event(&event, event_type(&event), out);
+                    }
+                });
                 self.is_done |= kind.done;
             }
             Body::Json(window) => {
                 let json = window.text();
                 self.is_done = json.trim_ascii_end().ends_with(b"}");
+                if let Some(said) = &mut self.said {
+                    said.whole(json, out);
+                }
                 if self.counts.read_last(json) {
                     self.counts.read_timings(json);
                 } else if self.api == Api::CountTokens {

@@ -16,6 +16,7 @@ use crate::parse::text::Staging;
 use crate::reject::BodyFault;
 
 mod message;
+pub(super) mod said;
 
 /// Starts a message, an input or a document to rank; its role follows.
 const ITEM: u8 = 0xFF;

@@ -104,6 +104,8 @@ struct PoolView {
     view: View,
     /// Places in `view` by slot; of the pool's members alone are they right.
     places: Vec<u16>,
+    /// Tokens to a block of the engine at each place; zero when unknown.
+    block_tokens: Vec<f32>,
     /// What the gateway has in flight at each place.
     own: Vec<InFlight>,
     /// Groups of slots that have members here, each with the version last read.
@@ -219,6 +221,8 @@ impl PoolView {
     fn reset(&mut self, pool: &Pool) {
         (self.next, self.swept) = (0, None);
         self.view.reset(&pool.members);
+        self.block_tokens.clear();
+        self.block_tokens.resize(pool.members.len(), 0.0);
         self.own.clear();
         self.own.resize(pool.members.len(), InFlight::default());
         self.groups.clear();
@@ -301,18 +305,25 @@ impl PoolView {
 
     /// Turns depths into tokens, for the replicas that hold anything.
     fn read_warm(&mut self, depths: &WarmDepths, tokens_per_block: f32) {
-        let Self { view, places, .. } = self;
+        let Self { view, places, block_tokens, .. } = self;
         for place in view.warm.drain(..) {
             view.warm_tokens[usize::from(place)] = 0.0;
+            view.restore_tokens[usize::from(place)] = 0.0;
             view.prefix_wait_s[usize::from(place)] = 0.0;
         }
-        view.is_awaited = false;
+        (view.is_awaited, view.is_restored) = (false, depths.has_host());
         for &slot in depths.touched() {
             let Some(&place) = places.get(slot.index()) else { continue };
             // Replicas of other pools may hold the prompt too: pools can be names of one model.
             if view.slots.get(usize::from(place)) == Some(&slot) {
-                view.warm_tokens[usize::from(place)] =
-                    view.prompt_tokens.min(lossy(depths.get(slot)) * tokens_per_block);
+                let at = usize::from(place);
+                let tokens = |blocks: u32| view.prompt_tokens.min(lossy(blocks) * tokens_per_block);
+                let (held, on_device) = (tokens(depths.get(slot)), tokens(depths.on_device(slot)));
+                // A hit is a whole number of the engine's blocks, and the last token of a prompt is always computed.
+                let block = block_tokens[at];
+                let warm = if block > 0.0 { (held.min(view.prompt_tokens - 1.0) / block).floor() * block } else { held };
+                view.warm_tokens[at] = warm;
+                view.restore_tokens[at] = (warm - on_device).max(0.0);
                 view.warm.push(place);
             }
         }
@@ -337,6 +348,7 @@ impl PoolView {
                 view.is_awaited = true;
             } else {
                 view.warm_tokens[place] = 0.0;
+                view.restore_tokens[place] = 0.0;
             }
         }
     }
@@ -358,6 +370,7 @@ impl PoolView {
         }
         for _ in 0..due {
             read_slow(&mut self.view, self.next, known);
+            self.block_tokens[self.next] = block_tokens(self.view.slots[self.next], known);
             self.settle(self.next, known);
             self.next = if self.next + 1 < members { self.next + 1 } else { 0 };
             if self.next == 0 {
@@ -384,6 +397,12 @@ fn load(view: &View, place: usize, own: InFlight, others: f32, known: Known<'_>)
     }
 }
 
+/// Tokens to a block of the engine at `slot`, as configured or as it said; zero when unknown.
+fn block_tokens(slot: ReplicaSlot, known: Known<'_>) -> f32 {
+    let configured = known.snapshot.limits(slot).kv_block_tokens;
+    configured.or_else(|| known.shared.memory.block_tokens(slot)).map_or(0.0, lossy)
+}
+
 /// Reads what changes slowly about the candidate at `place`.
 fn read_slow(view: &mut View, place: usize, known: Known<'_>) {
     let slot = view.slots[place];
@@ -392,6 +411,7 @@ fn read_slow(view: &mut View, place: usize, known: Known<'_>) {
     view.base_s[place] = rates.base_s;
     view.prefill_s_per_token[place] = rates.prefill_s_per_token;
     view.latency.learn(place, &known.shared.rates.coefficients(slot));
+    view.restore_s_per_token[place] = known.snapshot.limits(slot).restore_s_per_token;
     view.resident_blocks[place] = known.shared.index.resident_blocks(slot) as f32;
     view.resident_blocks_most = view.resident_blocks_most.max(view.resident_blocks[place]);
 }

@@ -79,6 +79,8 @@ pub struct Choice {
     pub cost: f32,
     /// Tokens of the prompt it holds.
     pub warm_tokens: f32,
+    /// Of these, the ones it has to restore from host memory.
+    pub restore_tokens: f32,
     /// Requests the gateway has in flight there.
     pub in_flight: u32,
     /// Requests of others there, as far as they were heard of and believed.
@@ -89,7 +91,7 @@ pub struct Choice {
     pub wait_s: f32,
     /// Of these, until the slot that holds the prompt is free.
     pub prefix_wait_s: f32,
-    /// Expected seconds of the prompt's own prefill there.
+    /// Expected seconds of the prompt's own prefill there, restoring what is in host memory included.
     pub prefill_s: f32,
     /// Times predicted from what was learned of it.
     pub predicted: Prediction,
@@ -163,6 +165,7 @@ impl Decision {
                 slot: ReplicaSlot(0),
                 cost: 0.0,
                 warm_tokens: 0.0,
+                restore_tokens: 0.0,
                 in_flight: 0,
                 elsewhere: 0,
                 load: None,
@@ -197,7 +200,10 @@ impl Decision {
     #[must_use]
     pub fn explain<'n>(&self, name: impl Fn(ReplicaSlot) -> &'n str) -> String {
         let one = |choice: &Choice| {
-            let held = if choice.warm_tokens >= 1.0 {
+            let held = if choice.restore_tokens >= 1.0 {
+                let Choice { warm_tokens: warm, restore_tokens: host, .. } = choice;
+                format!("holds {warm:.0} of {:.0} tokens, {host:.0} of them in host memory", self.prompt_tokens)
+            } else if choice.warm_tokens >= 1.0 {
                 format!("holds {:.0} of {:.0} tokens", choice.warm_tokens, self.prompt_tokens)
             } else {
                 format!("is cold ({:.0} tokens to compute)", self.prompt_tokens)
@@ -338,7 +344,9 @@ fn one(seen: Seen<'_>, costs: &[f32], place: usize, known: Known<'_>) -> Choice 
         load: known.reports.word(view.slots[place], known.now),
         wait_s: crate::policy::wait_s(view, place, slowdown_s),
         prefix_wait_s: view.prefix_wait_s[place],
+        restore_tokens: view.restore_tokens[place],
         prefill_s: view.base_s[place]
+            + crate::policy::restore_s(view, place)
             + (view.prompt_tokens - view.warm_tokens[place]).max(0.0) * view.prefill_s_per_token[place],
         predicted: view.latency.predict(place, view.prompt_tokens, view.warm_tokens[place]),
         prompt_tokens: view.prompt_tokens,

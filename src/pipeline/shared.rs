@@ -6,7 +6,7 @@ use crate::clock::Now;
 use crate::config::Config;
 use crate::fleet::{Engine, Fleet, Membership, Replica};
 use crate::health::{DrainCause, HealthColumns};
-use crate::id::{PoolId, ReplicaSlot};
+use crate::id::{BlockHash, PoolId, ReplicaSlot};
 use crate::learn::{LearnedRates, Member, Rates, Sample, Timing, TokenRatio};
 use crate::load::LoadColumns;
 use crate::load::backlog::Backlogs;
@@ -15,13 +15,11 @@ use crate::policy::{self, Policy};
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::hash::PrefixHasher;
 use crate::prefix::index::PrefixIndex;
+use crate::prefix::memory::{Assumed, Evidence, Memories, Said, Tiers};
 use crate::prefix::pending::PendingPrefills;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-
-/// What an answer teaches of a capacity is taken up when it moves by more than this share.
-const CAPACITY_STEP: f32 = 0.05;
 
 /// Sizes that are fixed for the life of the process.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +53,8 @@ pub struct Shared {
     pub rates: LearnedRates,
     retractions: Box<[AtomicU32]>,
     surprises: Box<[AtomicU32]>,
-    /// Blocks each replica holds, as the index was told (the bits of an `f32`).
-    capacities: Box<[AtomicU32]>,
+    /// How much each replica remembers.
+    pub memory: Memories,
 }
 
 /// What an answer took and told: all that is to be learned from it.
@@ -81,8 +79,12 @@ pub struct Lesson {
     pub is_cache_lost: bool,
 }
 
+/// Steps of a replica's clock, each a 64th of what it holds, after which a prompt counts as used anew at its end.
+const CONFIRM_AGAIN: u32 = 2;
 /// Tokens a replica should hold before it is a surprise that it holds none.
 const SURPRISE_TOKENS_MIN: f32 = 256.0;
+/// Blocks last used so much of the cache's size ago may be gone for want of room.
+const EVICTABLE: f32 = 0.5;
 /// Surprises in a row that mean an empty cache.
 const SURPRISES_MAX: u32 = 3;
 
@@ -103,7 +105,7 @@ impl Shared {
             rates: LearnedRates::new(slots, config.prior),
             retractions: (0..slots).map(|_| AtomicU32::new(0)).collect(),
             surprises: (0..slots).map(|_| AtomicU32::new(0)).collect(),
-            capacities: (0..slots).map(|_| AtomicU32::new(0)).collect(),
+            memory: Memories::new(slots),
         })
     }
 
@@ -116,6 +118,7 @@ impl Shared {
             self.load.take_up(slot, now);
             self.health.reset(slot);
             self.rates.reset(slot);
+            self.memory.reset(slot);
         }
         for replica in &snapshot.fleet.replicas {
             self.health.set_drain(replica.slot, DrainCause::File, replica.config.drain);
@@ -124,18 +127,26 @@ impl Shared {
         let members: Vec<_> = snapshot.fleet.replicas.iter().map(|replica| member(replica, &likes)).collect();
         self.rates.assign(&members);
         for replica in &snapshot.fleet.replicas {
-            self.set_capacity(replica.slot, snapshot.limits(replica.slot).kv_blocks, 0.0);
+            self.hold(replica.slot, self.memory.assume(replica.slot, snapshot.assumed(replica.slot)));
         }
     }
 
-    /// Tells the index how many blocks `slot` holds, if that changes by more than the share `step`: it takes a lock.
-    fn set_capacity(&self, slot: ReplicaSlot, blocks: f32, step: f32) {
-        let Some(cell) = self.capacities.get(slot.index()) else { return };
-        let known = f32::from_bits(cell.load(Relaxed));
-        if (blocks - known).abs() > known * step {
-            cell.store(blocks.to_bits(), Relaxed);
-            self.index.set_capacity(slot, whole(blocks));
+    /// Tells the index how much `slot` holds, if that is news.
+    fn hold(&self, slot: ReplicaSlot, news: Option<Tiers>) {
+        if let Some(Tiers { device, total }) = news {
+            self.index.set_tiers(slot, device, total);
         }
+    }
+
+    /// Takes up what the engine at `slot` says of its cache.
+    pub fn hear_cache(&self, slot: ReplicaSlot, said: Said) {
+        self.hold(slot, self.memory.hear(slot, said, || self.index.resident_blocks(slot)));
+    }
+
+    /// The cache of the engine at `slot` is empty: what it held is forgotten.
+    pub fn emptied(&self, slot: ReplicaSlot) {
+        self.index.forget(slot);
+        self.memory.emptied(slot);
     }
 
     /// Puts the prompt on record where it was placed.
@@ -143,15 +154,29 @@ impl Shared {
         let slot = placement.decision.chosen.slot;
         placement.retractions_before = self.retractions(slot);
         self.health.placed(slot, now);
-        self.index.record(slot, &placement.chain);
+        placement.trail = self.index.record_with_trail(slot, &placement.chain);
+        placement.clock = self.index.clock(slot);
     }
 
-    /// The replica computed the prompt. What another request's failure took back meanwhile is put on record again.
+    /// The replica computed the prompt, and generated what the placement was told since: that is put on record, too.
+    ///
+    /// What another request's failure took back meanwhile is put on record again; and all of it where that took the
+    /// replica so long that much else was used in the meantime, for engines give a prompt's blocks free when its answer
+    /// is over, the end first.
     pub fn confirm(&self, placement: &Placement) {
         let slot = placement.decision.chosen.slot;
-        if self.retractions(slot) != placement.retractions_before {
+        let passed = self.index.clock(slot).wrapping_sub(placement.clock);
+        if self.retractions(slot) != placement.retractions_before || passed >= CONFIRM_AGAIN {
             self.index.record(slot, &placement.chain);
+        } else if let Some(said @ [_, ..]) = placement.chain.get(placement.prompt_blocks..) {
+            self.index.extend(slot, said, placement.prompt_blocks);
         }
+    }
+
+    /// The replica has generated blocks that follow the prompt: for those who know them by their hashes.
+    pub fn record_more(&self, placement: &mut Placement, more: &[BlockHash]) {
+        self.index.extend(placement.decision.chosen.slot, more, placement.chain.len());
+        placement.chain.extend_from_slice(more);
     }
 
     /// The request failed where it was placed: what it put on record there is taken back.
@@ -195,7 +220,7 @@ impl Shared {
         }
         if let Some(tokens) = prompt_tokens {
             self.learn_tokens(snapshot, placement, tokens);
-            lesson.is_cache_lost = cached_tokens.is_some_and(|cached| self.learn_cached(placement, cached));
+            lesson.is_cache_lost = cached_tokens.is_some_and(|cached| self.learn_cached(placement, cached, tokens));
         }
         lesson
     }
@@ -210,22 +235,43 @@ impl Shared {
     /// Learns from how much of a prompt the engine says it reused. A replica that holds nothing, several times in a row,
     /// of what it should hold much of has lost its cache (it restarted, or somebody emptied it): all is forgotten.
     /// Returns true when that is so.
-    fn learn_cached(&self, placement: &Placement, cached_tokens: u64) -> bool {
+    ///
+    /// All else says how much the replica holds.
+    #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^24, or good to 7 digits")]
+    fn learn_cached(&self, placement: &Placement, cached_tokens: u64, prompt_tokens: u64) -> bool {
         let chosen = &placement.decision.chosen;
         let Some(surprises) = self.surprises.get(chosen.slot.index()) else { return false };
-        if chosen.warm_tokens < SURPRISE_TOKENS_MIN {
-            return false;
-        }
-        if cached_tokens > 0 {
+        let is_expected = chosen.warm_tokens >= SURPRISE_TOKENS_MIN;
+        let is_surprise = is_expected && cached_tokens == 0 && !self.may_be_evicted(placement);
+        let evidence = Evidence {
+            trail: &placement.trail,
+            prompt_bytes: placement.decision.prompt_bytes as f32,
+            prompt_tokens: prompt_tokens as f32,
+            cached_tokens: cached_tokens as f32,
+            predicted_tokens: chosen.warm_tokens,
+            is_surprise,
+        };
+        self.hold(chosen.slot, self.memory.learn(chosen.slot, &evidence));
+        if is_expected && cached_tokens > 0 {
             surprises.store(0, Relaxed);
+        }
+        if !is_surprise {
             return false;
         }
         let is_lost = surprises.fetch_add(1, Relaxed) + 1 >= SURPRISES_MAX;
         if is_lost {
             surprises.store(0, Relaxed);
-            self.index.forget(chosen.slot);
+            self.emptied(chosen.slot);
         }
         is_lost
+    }
+
+    /// The replica has used so much since it last used the prompt's first blocks that it may have evicted them: that they
+    /// are gone is no surprise.
+    fn may_be_evicted(&self, placement: &Placement) -> bool {
+        let blocks = self.memory.blocks(placement.decision.chosen.slot);
+        #[expect(clippy::cast_precision_loss, reason = "good to 7 digits")]
+        placement.trail.runs().next().is_some_and(|run| run.since as f32 > blocks * EVICTABLE)
     }
 
     /// Learns from the engine's own count of prompt tokens.
@@ -234,9 +280,7 @@ impl Shared {
         if let Some(ratio) = snapshot.ratios.get(pool) {
             ratio.learn(u64::from(placement.decision.prompt_bytes), prompt_tokens);
             let slot = placement.decision.chosen.slot;
-            let blocks = snapshot.kv_tokens(slot) * ratio.bytes_per_token() / BLOCK_BYTES as f64;
-            #[expect(clippy::cast_possible_truncation, reason = "blocks need 7 digits")]
-            self.set_capacity(slot, blocks as f32, CAPACITY_STEP);
+            self.hold(slot, self.memory.assume(slot, snapshot.assumed_at(slot, ratio.bytes_per_token())));
         }
     }
 }
@@ -260,11 +304,6 @@ fn member<'m>(replica: &'m Replica, likes: &HashMap<&str, usize>) -> Member<'m> 
         pool: common.unwrap_or_default(),
         prefill_tokens_per_s: replica.config.prefill_tokens_per_s,
     }
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "never negative; saturates")]
-const fn whole(blocks: f32) -> u64 {
-    blocks as u64
 }
 
 /// Bytes per token of every pool of one snapshot; the cells outlive snapshots.
@@ -302,6 +341,10 @@ impl TokenRatios {
     }
 }
 
+/// Seconds to restore a token where nothing is configured: 26 ms a GB (measured on PCIe 5), times 131 kB a token (bfloat16
+/// keys and values of 32 layers with 8 heads of 128, as a model of 8 billion parameters has).
+const RESTORE_S_PER_TOKEN: f32 = 26e-3 * 131_072e-9;
+
 /// Limits of one replica in the units that prices use.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
@@ -311,6 +354,10 @@ pub struct Limits {
     pub kv_blocks: f32,
     /// Tokens its cache holds.
     pub kv_tokens: f32,
+    /// Tokens to a block of its cache, where configured.
+    pub kv_block_tokens: Option<u32>,
+    /// Seconds to restore a token from host memory.
+    pub restore_s_per_token: f32,
     /// A prefix in use by one request is of no use to another.
     pub is_slotted: bool,
 }
@@ -360,6 +407,8 @@ impl Snapshot {
             slots: f32::INFINITY,
             kv_blocks: 1.0,
             kv_tokens: f32::INFINITY,
+            kv_block_tokens: None,
+            restore_s_per_token: RESTORE_S_PER_TOKEN,
             is_slotted: false,
         })
     }
@@ -372,16 +421,38 @@ impl Snapshot {
         known.unwrap_or(self.config.index.kv_tokens_default) as f64
     }
 
+    /// What is configured, discovered or guessed of the cache of `slot`.
+    fn assumed(&self, slot: ReplicaSlot) -> Assumed {
+        let pool = self.fleet.pools.iter().find(|pool| pool.members.contains(&slot)).map(|pool| pool.id);
+        let ratio = pool.and_then(|pool| self.ratios.get(pool)).map_or(4.0, TokenRatio::bytes_per_token);
+        self.assumed_at(slot, ratio)
+    }
+
+    /// The same, where a token takes so many bytes.
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "estimates of 7 digits")]
+    fn assumed_at(&self, slot: ReplicaSlot, bytes_per_token: f64) -> Assumed {
+        let replica = self.fleet.replica(slot);
+        let blocks = |tokens: f64| (tokens * bytes_per_token / BLOCK_BYTES as f64) as f32;
+        let host_tokens = replica.and_then(|replica| replica.config.host_kv_tokens).unwrap_or(0);
+        Assumed {
+            device_blocks: blocks(self.kv_tokens(slot)).max(1.0),
+            host_blocks: blocks(host_tokens as f64),
+            is_said: replica.is_some_and(|replica| replica.kv_tokens.is_some()),
+        }
+    }
+
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "estimates of 7 digits")]
     fn limits_of(&self, slot: ReplicaSlot) -> Limits {
         let replica = self.fleet.replica(slot);
         let slots = replica.and_then(|replica| replica.slots);
-        let pool = self.fleet.pools.iter().find(|pool| pool.members.contains(&slot)).map(|pool| pool.id);
-        let ratio = pool.and_then(|pool| self.ratios.get(pool)).map_or(4.0, TokenRatio::bytes_per_token);
         Limits {
             slots: slots.map_or(f32::INFINITY, |n| n as f32),
-            kv_blocks: (self.kv_tokens(slot) * ratio / BLOCK_BYTES as f64).max(1.0) as f32,
+            kv_blocks: self.assumed(slot).device_blocks,
             kv_tokens: self.kv_tokens(slot) as f32,
+            kv_block_tokens: replica.and_then(|replica| replica.config.kv_block_tokens),
+            restore_s_per_token: replica
+                .and_then(|replica| replica.config.restore_tokens_per_s)
+                .map_or(RESTORE_S_PER_TOKEN, |rate| rate.recip() as f32),
             is_slotted: replica.is_some_and(|replica| replica.engine == Engine::LlamaCpp),
         }
     }
@@ -428,17 +499,5 @@ mod tests {
         let likes = models_in_common(&snapshot.fleet);
         let pools: Vec<_> = snapshot.fleet.replicas.iter().map(|replica| member(replica, &likes).pool).collect();
         assert_eq!(pools, ["m", "m", "large", ""]);
-    }
-
-    #[test]
-    fn the_index_hears_of_a_capacity_only_when_it_changes_much() {
-        let shared = shared();
-        let told = |blocks| {
-            shared.set_capacity(ReplicaSlot(1), blocks, CAPACITY_STEP);
-            f32::from_bits(shared.capacities[1].load(Relaxed)).to_bits() == f32::to_bits(blocks)
-        };
-        assert!(told(1000.0));
-        assert!(!told(1040.0) && !told(960.0));
-        assert!(told(1060.0) && told(1000.0));
     }
 }

@@ -4,6 +4,7 @@
 //! cost = wait                    tokens ahead × prefill + queue for a slot + slow-down by those already decoding
 //!      + base                    what any request pays there
 //!      + uncached × prefill      this prompt's own work
+//!      + restored × restore      what it holds in host memory comes back to the device first
 //!      + uncached × prefill × (reuse bonus + crowding)
 //! ```
 //! The last line is what is lost later: work done twice is GPU time that others wait for, and new blocks push out old
@@ -59,6 +60,9 @@ impl Policy for Price {
         for place in view.warm.iter().filter(|_| view.is_awaited).map(|place| usize::from(*place)) {
             let ahead = view.prefill_tokens[place] * view.prefill_s_per_token[place];
             costs[place] += larger(view.prefix_wait_s[place] - ahead, 0.0);
+        }
+        for place in view.warm.iter().filter(|_| view.is_restored).map(|place| usize::from(*place)) {
+            costs[place] += restore_s(view, place);
         }
         for place in &view.barred {
             costs[usize::from(*place)] = f32::INFINITY;
@@ -116,6 +120,12 @@ fn cost_columns(price: &Price, view: &View, costs: &mut [f32]) {
     }
 }
 
+/// Seconds until what candidate `place` holds of the prompt in host memory is on its device.
+#[must_use]
+pub fn restore_s(view: &View, place: usize) -> f32 {
+    view.restore_tokens[place] * view.restore_s_per_token[place]
+}
+
 /// Seconds before a new request's own prefill starts at candidate `place`.
 #[must_use]
 pub fn wait_s(view: &View, place: usize, slowdown_s: f32) -> f32 {
@@ -161,6 +171,8 @@ mod tests {
             elsewhere: vec![0.0; n],
             prefill_tokens: waiting.to_vec(),
             warm_tokens: warm.to_vec(),
+            restore_tokens: vec![0.0; n],
+            restore_s_per_token: vec![3.4e-6; n],
             prefix_wait_s: vec![0.0; n],
             slots_limit: vec![f32::INFINITY; n],
             service_s: vec![0.0; n],
@@ -253,6 +265,18 @@ mod tests {
         assert_eq!(best(&mut view), 0);
         view.prefix_wait_s[0] = 1.0;
         assert_eq!(best(&mut view), 1);
+    }
+
+    #[test]
+    fn what_is_in_host_memory_is_worth_less_than_on_the_device_and_more_than_nothing() {
+        let mut view = view(&[0.0; 3], &[0.0, 1900.0, 1900.0], &[0.0; 3]);
+        (view.restore_tokens[1], view.is_restored) = (1500.0, true);
+        assert_eq!(best(&mut view), 2);
+        view.barred = vec![2];
+        assert_eq!(best(&mut view), 1);
+        // Where restoring takes longer than computing, it is no use.
+        view.restore_s_per_token[1] = 1e-3;
+        assert_eq!(best(&mut view), 0);
     }
 
     #[test]

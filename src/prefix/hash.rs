@@ -137,6 +137,19 @@ impl PrefixHasher {
         let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
         out.clear();
         out.resize(blocks.len(), BlockHash(0));
+        self.link(root, blocks, out);
+    }
+
+    /// The hash of the block that follows those whose last is `last` (or a root, where it is the first): as
+    /// [`PrefixHasher::chain`] has it.
+    #[must_use]
+    pub fn next(&self, last: u64, block: &[u8; BLOCK_BYTES]) -> BlockHash {
+        let mut next = [BlockHash(0)];
+        self.link(last, std::slice::from_ref(block), &mut next);
+        next[0]
+    }
+
+    fn link(&self, root: u64, blocks: &[Block], out: &mut [BlockHash]) {
         match self.kernel {
             Kernel::Scalar => scalar::chain(&self.keys, root, blocks, out),
             Kernel::Portable => portable::chain(&self.keys, root, blocks, out),

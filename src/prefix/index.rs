@@ -5,7 +5,8 @@
 //! - **Holders** are a replica's slot and the stamp of its last use of the block. Six stand in the entry; blocks shared
 //!   by more (system prompts) get a row with one stamp for every slot.
 //! - **Residency** follows the engine's own LRU without queues: see [`residency`]. Nothing is swept: a holder whose stamp
-//!   has left its replica's window is simply not there any more.
+//!   has left its replica's window is simply not there any more. How long that takes is corrected by what replicas turn
+//!   out to have kept: see [`Trail`].
 //! - **Look-up** does not walk the chain. It probes many depths at a time and closes over holes, because a block that was
 //!   computed at depth k implies all before it: see [`search`].
 //!
@@ -18,6 +19,7 @@ mod rows;
 mod search;
 #[cfg(test)]
 mod tests;
+mod trail;
 mod warm;
 
 use std::{
@@ -25,6 +27,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+pub use trail::{Run, Trail};
 pub use warm::WarmDepths;
 
 use crate::{
@@ -115,6 +118,26 @@ impl PrefixIndex {
 
     /// Notes that `slot` holds all of `chain` and has just used it.
     pub fn record(&self, slot: ReplicaSlot, chain: &[BlockHash]) {
+        self.note(slot, chain, 0, |_, _| {});
+    }
+
+    /// As [`PrefixIndex::record`]; returns what the replica had used of `chain` before, and how long ago.
+    pub fn record_with_trail(&self, slot: ReplicaSlot, chain: &[BlockHash]) -> Trail {
+        let mut trail = Trail::default();
+        self.note(slot, chain, 0, |depth, stamp| trail.add(depth, stamp));
+        trail.settle(chain.len(), |stamp| self.residency.since(slot, stamp));
+        trail
+    }
+
+    /// Notes that `slot` holds `chain` too, whose first block follows `depth` others, and has just used it.
+    pub fn extend(&self, slot: ReplicaSlot, chain: &[BlockHash], depth: usize) {
+        self.note(slot, chain, depth, |_, _| {});
+    }
+
+    /// Notes a use of all of `chain`, of which `before` blocks were left out at the front; tells `seen` of the blocks that
+    /// `slot` was known to have used: depth and stamp, of which the lower 16 bits are right.
+    #[inline]
+    fn note(&self, slot: ReplicaSlot, chain: &[BlockHash], before: usize, mut seen: impl FnMut(usize, u32)) {
         let Some(mut touches) = self.residency.touches(slot) else { return };
         let ahead = |i: usize| i.checked_sub(PREFETCH_AHEAD).map(|i| chain[i]);
         for hash in chain.iter().rev().take(PREFETCH_AHEAD) {
@@ -126,8 +149,9 @@ impl PrefixIndex {
             if let Some(hash) = ahead(i) {
                 self.prefetch(self.places(hash));
             }
-            match self.touch(&mut touches, *hash, i + 1) {
-                Touched::Known => {}
+            match self.touch(&mut touches, *hash, before + i + 1) {
+                Touched::Known(stamp) => seen(before + i + 1, stamp),
+                Touched::Joined => {}
                 Touched::Inserted => inserted += 1,
                 Touched::Replaced => replaced += 1,
             }
@@ -167,7 +191,20 @@ impl PrefixIndex {
     /// Sets how many blocks `slot` can hold. Less than before forgets the least recently used at once; more than before
     /// brings nothing back.
     pub fn set_capacity(&self, slot: ReplicaSlot, blocks: u64) {
-        self.residency.set_capacity(slot, blocks);
+        self.residency.set_capacity(slot, blocks, blocks);
+    }
+
+    /// As [`PrefixIndex::set_capacity`], for a replica that holds only `device` of its `blocks` where they are used; the
+    /// others have to be restored first.
+    pub fn set_tiers(&self, slot: ReplicaSlot, device: u64, blocks: u64) {
+        self.residency.set_capacity(slot, device, blocks);
+    }
+
+    /// A time of `slot`'s own, which moves on as it takes in blocks: two readings that are equal have less between them
+    /// than a 64th of what it holds.
+    #[must_use]
+    pub fn clock(&self, slot: ReplicaSlot) -> u32 {
+        self.residency.clock(slot)
     }
 
     /// Blocks that `slot` is believed to hold.
@@ -224,6 +261,16 @@ impl PrefixIndex {
         places.into_iter().flat_map(|place| entries_of(&self.table.lines()[place]))
     }
 
+    /// The stamp of the last use of a block by `slot`, of which the lower 16 bits are right.
+    fn stamp_of(&self, slot: ReplicaSlot, hash: BlockHash) -> Option<u32> {
+        let key = Key::of(hash);
+        self.candidates(self.places(hash)).find_map(|entry| {
+            let Found::Yes(header) = entry.find(key) else { return None };
+            let own = entry.holder_of(slot).map(|own| own.stamp());
+            own.or_else(|| self.rows.get(header.row(), hash)?.stamp(slot).map(u32::from))
+        })
+    }
+
     /// Notes one use of one block. `depth` counts it and all before it.
     #[inline]
     fn touch(&self, touches: &mut Touches<'_>, hash: BlockHash, depth: usize) -> Touched {
@@ -239,25 +286,30 @@ impl PrefixIndex {
                 }
                 continue;
             };
-            if self.touch_entry(touches, entry, header, hash) {
-                return Touched::Known;
+            if let Some(touched) = self.touch_entry(touches, entry, header, hash) {
+                return touched;
             }
         }
-        Touched::Known
+        Touched::Joined
     }
 
-    /// Sets the replica's stamp in an entry. False when a race was lost and the block should be looked for again.
+    /// Sets the replica's stamp in an entry. `None` when a race was lost and the block should be looked for again.
     #[inline]
-    fn touch_entry(&self, touches: &mut Touches<'_>, entry: Entry<'_>, header: Header, hash: BlockHash) -> bool {
+    fn touch_entry(
+        &self,
+        touches: &mut Touches<'_>,
+        entry: Entry<'_>,
+        header: Header,
+        hash: BlockHash,
+    ) -> Option<Touched> {
         if let Some(own) = entry.holder_of(touches.slot()) {
-            if own.stamp() == touches.stamp() {
-                return true;
+            if own.stamp() != touches.stamp() {
+                if !entry.set(own, touches.holder(), header) {
+                    return None;
+                }
+                touches.moved(own.stamp());
             }
-            if !entry.set(own, touches.holder(), header) {
-                return false;
-            }
-            touches.moved(own.stamp());
-            return true;
+            return Some(Touched::Known(own.stamp()));
         }
         self.join_entry(touches, entry, header, hash)
     }
@@ -265,10 +317,16 @@ impl PrefixIndex {
     /// Adds a replica to an entry that does not name it inline: to its row if it is there, else to a free place, else
     /// to the row, else over the holder that used the block longest ago.
     #[cold]
-    fn join_entry(&self, touches: &mut Touches<'_>, entry: Entry<'_>, header: Header, hash: BlockHash) -> bool {
+    fn join_entry(
+        &self,
+        touches: &mut Touches<'_>,
+        entry: Entry<'_>,
+        header: Header,
+        hash: BlockHash,
+    ) -> Option<Touched> {
         let row = self.rows.get(header.row(), hash);
         if let Some(row) = row
-            && row.has(touches.slot())
+            && row.stamp(touches.slot()).is_some()
         {
             return touch_row(touches, row);
         }
@@ -277,10 +335,10 @@ impl PrefixIndex {
             return touch_row(touches, row);
         }
         if !entry.set(place, touches.holder(), header) {
-            return false;
+            return None;
         }
         touches.added();
-        true
+        Some(Touched::Joined)
     }
 
     /// Writes a new entry over a free one, over one that is dead or can be moved, or over the one that matters least.
@@ -388,19 +446,26 @@ struct Victim<'t> {
 
 /// What noting a block did to the table.
 enum Touched {
-    Known,
+    /// The replica had used it, at the time of this stamp.
+    Known(u32),
+    /// Only others had.
+    Joined,
     Inserted,
     Replaced,
 }
 
-/// Sets the replica's stamp in a row. False when the row has changed hands.
-fn touch_row(touches: &mut Touches<'_>, row: Row<'_>) -> bool {
-    let Some(before) = row.set(touches.slot(), touches.stamp()) else { return false };
-    match before {
-        0 => touches.added(),
-        before => touches.moved(u32::from(before)),
+/// Sets the replica's stamp in a row. `None` when the row has changed hands.
+fn touch_row(touches: &mut Touches<'_>, row: Row<'_>) -> Option<Touched> {
+    match row.set(touches.slot(), touches.stamp())? {
+        0 => {
+            touches.added();
+            Some(Touched::Joined)
+        }
+        before => {
+            touches.moved(u32::from(before));
+            Some(Touched::Known(u32::from(before)))
+        }
     }
-    true
 }
 
 /// The two entries of a cache line.

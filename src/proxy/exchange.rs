@@ -152,7 +152,7 @@ impl Exchange<'_> {
 
     pub(super) async fn relay(
         &mut self,
-        placement: Placement,
+        mut placement: Placement,
         answer: Answer,
         mut underway: Underway,
         sent: Sent,
@@ -168,10 +168,12 @@ impl Exchange<'_> {
             && !answer.head.headers.contains_key(http::header::TRANSFER_ENCODING);
         let reader =
             self.api.map(|api| if is_stream { AnswerReader::for_stream(api) } else { AnswerReader::for_json(api) });
+        let reader = reader.map(|reader| if placement.goes_on() { reader.telling() } else { reader });
         let relay = Relay {
             shard: self.shard,
             session: self.session,
             underway: &mut underway,
+            placement: &mut placement,
             reader,
             dialect: self.dialect,
             timeouts: &self.snapshot.config.timeouts,

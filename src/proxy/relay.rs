@@ -9,7 +9,7 @@ use crate::clock::Now;
 use crate::config::TimeoutConfig;
 use crate::parse::answer::AnswerReader;
 use crate::parse::usage::Usage;
-use crate::pipeline::Underway;
+use crate::pipeline::{Placement, Underway};
 use crate::reject::Reject;
 use bytes::{Bytes, BytesMut};
 use pingora_core::protocols::http::ServerSession;
@@ -63,6 +63,8 @@ pub(super) struct Relay<'r> {
     pub(super) shard: &'r Shard,
     pub(super) session: &'r mut ServerSession,
     pub(super) underway: &'r mut Underway,
+    /// Told what the answer says.
+    pub(super) placement: &'r mut Placement,
     /// `None` for a path that is passed through.
     pub(super) reader: Option<AnswerReader>,
     pub(super) dialect: Dialect,
@@ -92,7 +94,9 @@ impl Relay<'_> {
         if self.session.write_response_header(Box::new(head)).await.is_ok() {
             seen.end = self.pass(&mut answer, &mut seen).await;
         }
-        seen.usage = self.reader.as_mut().map(AnswerReader::finish).unwrap_or_default();
+        let (placement, shared) = (&mut *self.placement, &self.shard.core.shared);
+        let mut go_on = |said: &[u8]| placement.go_on(shared, said);
+        seen.usage = self.reader.as_mut().map(|reader| reader.finish_into(&mut go_on)).unwrap_or_default();
         match seen.end {
             End::Complete => {
                 seen.is_framed = true;
@@ -224,7 +228,9 @@ impl Relay<'_> {
 
     fn note(&mut self, bytes: &Bytes, seen: &mut Seen) {
         seen.bytes += bytes.len() as u64;
-        let kind = self.reader.as_mut().map(|reader| reader.feed(bytes)).unwrap_or_default();
+        let (placement, shared) = (&mut *self.placement, &self.shard.core.shared);
+        let mut go_on = |said: &[u8]| placement.go_on(shared, said);
+        let kind = self.reader.as_mut().map(|reader| reader.feed_into(bytes, &mut go_on)).unwrap_or_default();
         let tokens = kind.tokens;
         seen.told_failure |= kind.failed;
         if seen.bytes == bytes.len() as u64 && !self.is_stream {

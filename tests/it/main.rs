@@ -22,6 +22,7 @@ mod placement;
 mod plane;
 mod recorded;
 mod reload;
+mod residency;
 mod resources;
 mod sdk;
 mod seeing;

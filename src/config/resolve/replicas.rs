@@ -9,7 +9,7 @@ use super::super::ConfigError;
 use super::super::error::{Errors, excerpt};
 use super::super::read::{Field, Section};
 use super::super::yaml;
-use super::{RATE_MAX, ReplicaConfig, SLOTS_MAX, TOKENS_MAX, or_auto};
+use super::{BLOCK_TOKENS_MAX, RATE_MAX, ReplicaConfig, SLOTS_MAX, TOKENS_MAX, or_auto};
 use crate::id::ReplicaSlot;
 
 const MODELS_PER_REPLICA_MAX: usize = 1024;
@@ -87,6 +87,12 @@ fn replica(field: &Field<'_>) -> Option<ReplicaConfig> {
     let models = section.read("models", Vec::new(), model_names);
     let slots = section.read("slots", None, |field| or_auto(field, |field| field.count(1..=SLOTS_MAX)));
     let kv_tokens = section.read("kv_tokens", None, |field| or_auto(field, |field| field.count(1..=TOKENS_MAX)));
+    let kv_block_tokens =
+        section.read("kv_block_tokens", None, |field| or_auto(field, |field| field.count(1..=BLOCK_TOKENS_MAX)));
+    let host_kv_tokens =
+        section.read("host_kv_tokens", None, |field| or_auto(field, |field| field.count(1..=TOKENS_MAX)));
+    let restore_tokens_per_s =
+        section.read("restore_tokens_per_s", None, |field| or_auto(field, |field| field.number(1.0..=RATE_MAX)));
     let prefill_tokens_per_s =
         section.read("prefill_tokens_per_s", None, |field| or_auto(field, |field| field.number(1.0..=RATE_MAX)));
     let metrics = section.read("metrics", None, |field| or_auto(field, metrics_url));
@@ -94,7 +100,19 @@ fn replica(field: &Field<'_>) -> Option<ReplicaConfig> {
     section.finish();
     let url = url?;
     let id = id.unwrap_or_else(|| Some(endpoint(&url)))?;
-    Some(ReplicaConfig { id, url, models, slots, kv_tokens, prefill_tokens_per_s, metrics, drain })
+    Some(ReplicaConfig {
+        id,
+        url,
+        models,
+        slots,
+        kv_tokens,
+        kv_block_tokens,
+        host_kv_tokens,
+        restore_tokens_per_s,
+        prefill_tokens_per_s,
+        metrics,
+        drain,
+    })
 }
 
 /// Models that are served at one place.

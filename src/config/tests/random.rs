@@ -47,6 +47,9 @@ fn replica(r: &mut fastrand::Rng, n: usize) -> ReplicaConfig {
         models: (0..r.usize(0..3)).map(|_| text(r)).collect(),
         slots: r.bool().then(|| r.u32(1..1000)),
         kv_tokens: r.bool().then(|| r.u64(1..1_000_000_000)),
+        kv_block_tokens: r.bool().then(|| r.u32(1..1025)),
+        host_kv_tokens: r.bool().then(|| r.u64(1..1_000_000_000)),
+        restore_tokens_per_s: r.bool().then(|| f64::from(r.u32(1..1_000_000))),
         prefill_tokens_per_s: r.bool().then(|| 1.0 + r.f64() * 1e6),
         metrics: r.bool().then(|| format!("http://host{n}:{}/metrics?x={}", r.u16(1..), r.u8(..)).parse().unwrap()),
         drain: r.bool(),
@@ -142,7 +145,7 @@ fn arbitrary(seed: u64) -> Config {
         replicas,
         models: served.map(|served_as| ModelConfig { name: text(r), served_as }).into_iter().collect(),
         policy: policy(r),
-        index: IndexConfig { memory_mib: r.u32(1..=1 << 20), kv_tokens_default: r.u64(1..1_000_000_000) },
+        index: IndexConfig { memory_mib: r.u32(1..=1 << 20), kv_tokens_default: r.u64(1..1_000_000_000), outputs: r.bool() },
         limits: LimitsConfig {
             body_bytes: r.u64(1024..1 << 30),
             json_depth: r.u16(1..=1024),

@@ -286,3 +286,36 @@ fn without_a_share_of_their_own_newcomers_are_priced_as_ever() {
     assert_eq!(drawn, 0);
     assert!(seen[..4].iter().all(|seen| *seen > 60), "{seen:?}");
 }
+
+#[test]
+fn hits_are_whole_blocks_of_each_engine_and_what_is_in_host_memory_is_restored() {
+    let mut bench = Bench::new();
+    let yaml = "replicas:\n\
+        - {id: a, url: 'http://a:1', models: [m], kv_block_tokens: 100}\n\
+        - {id: b, url: 'http://b:1', models: [m], kv_tokens: 640, host_kv_tokens: 6400, restore_tokens_per_s: 1M}\n\
+        - {id: c, url: 'http://c:1', models: [m], prefill_tokens_per_s: 500}\n\
+        - {id: d, url: 'http://d:1', models: [m], kv_tokens: 640}\n";
+    let config = crate::config::parse(yaml).unwrap();
+    let (fleet, change) = bench.registry.rebuild(&config.replicas, &[], &Default::default(), |_| true).unwrap();
+    let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
+    bench.shared.apply(&change, &snapshot, Now(0));
+    let said = crate::prefix::memory::Said { block_tokens: Some(64), ..Default::default() };
+    bench.shared.hear_cache(ReplicaSlot(2), said);
+    let chain: Vec<_> = (1..9).map(BlockHash).collect();
+    for slot in (0..4).map(ReplicaSlot) {
+        bench.shared.index.record(slot, &chain);
+        // More than the small ones have room for on their devices.
+        let others: Vec<_> = (100..112).map(BlockHash).collect();
+        bench.shared.index.record(slot, &others);
+    }
+    bench.shared.index.lookup(&chain, &mut bench.depths);
+    let view = bench.view(&snapshot, 0, 1);
+    assert_eq!(view.warm_tokens, [500.0, 512.0, 512.0, 0.0]);
+    assert_eq!(view.restore_tokens, [0.0, 512.0, 0.0, 0.0]);
+    assert!(view.is_restored);
+    let close = |value: f32, wanted: f32| (value / wanted - 1.0).abs() < 1e-3;
+    assert!(close(view.restore_s_per_token[1], 1e-6) && close(view.restore_s_per_token[0], 3.4e-6));
+    // The whole of a prompt is never found: its last token is computed.
+    bench.placement.decision.prompt_tokens = 512.0;
+    assert_eq!(bench.view(&snapshot, 0, 2).warm_tokens, [500.0, 512.0, 448.0, 0.0]);
+}

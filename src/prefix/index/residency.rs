@@ -11,9 +11,16 @@
 //! blocks however much is used again, up to about 28 uses of old blocks for each new one; past that the coldest blocks
 //! die early.
 //!
+//! A replica with a second tier (host memory) keeps in it what the device had to give up. It has two windows then: what
+//! lies in the larger is held, and what lies in the larger alone has to be restored before it can be used.
+//!
+//! The counts of stamps that have left the window stay in the ring for a while. So it can be said of a block how many
+//! others its replica has used since ([`Residency::since`]): the distance at which a replica is found to have forgotten
+//! tells how much it really holds.
+//!
 //! Counts are approximate under races (a use may be counted at a neighbouring stamp); negative counts read as zero.
 
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
@@ -23,7 +30,9 @@ use crate::id::ReplicaSlot;
 /// Stamps are numbers modulo this; ages past the ring are dead, but for a stamp that comes round again: a block unused
 /// while its replica took in a thousand times its capacity (for overflow rows, which keep 16 bits).
 pub(super) const STAMP_BITS: u32 = 20;
-const STAMP_MASK: u32 = (1 << STAMP_BITS) - 1;
+pub(super) const STAMP_MASK: u32 = (1 << STAMP_BITS) - 1;
+/// What overflow rows keep of a stamp.
+pub(super) const ROW_MASK: u32 = 0xffff;
 /// Stamps counted.
 const RING: u32 = 256;
 /// Stamps that capacity in new blocks takes.
@@ -36,27 +45,41 @@ const NEW: i64 = 8;
 pub(super) struct Window {
     clock: u32,
     span: u32,
+    /// Of these, the ones whose blocks are on the device; no more than `span`.
+    device: u32,
 }
 
 impl Window {
-    #[expect(clippy::cast_possible_truncation, reason = "takes the halves apart")]
+    #[expect(clippy::cast_possible_truncation, reason = "takes the parts apart")]
     const fn unpack(word: u64) -> Self {
-        Self { clock: word as u32, span: (word >> 32) as u32 }
+        Self { clock: word as u32, span: (word >> 32) as u32 & 0xffff, device: (word >> 48) as u32 }
     }
 
     const fn pack(self) -> u64 {
-        self.clock as u64 | (self.span as u64) << 32
+        self.clock as u64 | (self.span as u64) << 32 | (self.device as u64) << 48
+    }
+
+    /// True when some of what is held may have to be restored.
+    #[inline(always)]
+    pub(super) const fn has_host(self) -> bool {
+        self.device < self.span
+    }
+
+    /// Of a live stamp (of which only the lower 16 bits need be right): the block is on the device.
+    #[inline(always)]
+    pub(super) const fn is_on_device(self, stamp: u32) -> bool {
+        self.clock.wrapping_sub(stamp) & 0xffff <= self.device
     }
 
     #[inline(always)]
     pub(super) const fn is_live(self, stamp: u32) -> bool {
-        self.clock.wrapping_sub(stamp) & STAMP_MASK <= self.span
+        self.reaches(stamp, STAMP_MASK)
     }
 
-    /// As [`Window::is_live`], for a stamp of which 16 bits were kept.
+    /// As [`Window::is_live`], for a stamp of which the bits of `mask` were kept.
     #[inline(always)]
-    pub(super) const fn is_live_short(self, stamp: u16) -> bool {
-        self.clock.wrapping_sub(stamp as u32) & 0xffff <= self.span
+    pub(super) const fn reaches(self, stamp: u32, mask: u32) -> bool {
+        self.clock.wrapping_sub(stamp) & mask <= self.span
     }
 
     /// The next clock reading, which is never zero in its lower 16 bits: zero means "no stamp".
@@ -70,6 +93,10 @@ impl Window {
 #[repr(align(64))]
 struct Replica {
     capacity: AtomicU64,
+    /// Of it, what is on the device.
+    device: AtomicU64,
+    /// The clock when all was forgotten last: stamps before it count nothing.
+    forgotten_at: AtomicU32,
     /// Progress at which the clock moves on, in units of `NEW` a new block.
     stride: AtomicI64,
     progress: AtomicI64,
@@ -96,10 +123,12 @@ impl Residency {
     /// All replicas empty and with `capacity_max` blocks, which is also the most that counts.
     pub(super) fn new(replicas_max: usize, capacity_max: u64) -> Self {
         let capacity_max = capacity_max.clamp(1, i32::MAX as u64);
-        let start = Window { clock: 1, span: 0 };
+        let start = Window { clock: 1, span: 0, device: 0 };
         let replica = || Replica {
             capacity: AtomicU64::new(capacity_max),
-            stride: AtomicI64::new(stride(capacity_max)),
+            device: AtomicU64::new(capacity_max),
+            forgotten_at: AtomicU32::new(start.clock),
+            stride: AtomicI64::new(stride(capacity_max, capacity_max)),
             progress: AtomicI64::new(0),
             moving: Mutex::new(()),
             counts: [const { AtomicI32::new(0) }; RING as usize],
@@ -126,12 +155,6 @@ impl Residency {
         !holder.is_empty() && self.window(holder.slot()).is_some_and(|window| window.is_live(holder.stamp()))
     }
 
-    /// As [`Residency::is_live`], for a stamp of which 16 bits were kept.
-    #[inline(always)]
-    pub(super) fn is_live_short(&self, slot: ReplicaSlot, stamp: u16) -> bool {
-        self.window(slot).is_some_and(|window| window.is_live_short(stamp))
-    }
-
     /// How much of its replica's window lies after the holder's last use: 0 (just now) to 255; 256 when dead.
     pub(super) fn age(&self, holder: Holder) -> u32 {
         match self.window(holder.slot()) {
@@ -148,7 +171,7 @@ impl Residency {
         let window = self.window(slot)?;
         let replica = self.replicas.get(slot.index())?;
         let mut touches =
-            Touches { residency: self, replica, slot, window, used: 0, from: 0, from_count: 0, progress: 0, left: 0 };
+            Touches { residency: self, replica, slot, window, reach: 0, used: 0, from: 0, from_count: 0, progress: 0, left: 0 };
         touches.reload();
         Some(touches)
     }
@@ -167,21 +190,40 @@ impl Residency {
         replica.counts.iter().for_each(|count| count.store(0, Relaxed));
         replica.progress.store(0, Relaxed);
         let clock = Window::unpack(word.load(Relaxed)).next_clock();
-        word.store(Window { clock, span: 0 }.pack(), Relaxed);
+        replica.forgotten_at.store(clock, Relaxed);
+        word.store(Window { clock, span: 0, device: 0 }.pack(), Relaxed);
     }
 
-    pub(super) fn set_capacity(&self, slot: ReplicaSlot, blocks: u64) {
+    /// `blocks` are held in all, `device` of them on the device.
+    pub(super) fn set_capacity(&self, slot: ReplicaSlot, device: u64, blocks: u64) {
         let Some((replica, word)) = self.replicas.get(slot.index()).zip(self.windows.get(slot.index())) else { return };
         let blocks = blocks.clamp(1, self.capacity_max);
-        if replica.capacity.load(Relaxed) == blocks {
+        let device = device.clamp(1, blocks);
+        if (replica.device.load(Relaxed), replica.capacity.load(Relaxed)) == (device, blocks) {
             return;
         }
         let _moving = replica.moving.lock();
         replica.capacity.store(blocks, Relaxed);
-        replica.stride.store(stride(blocks), Relaxed);
+        replica.device.store(device, Relaxed);
+        replica.stride.store(stride(device, blocks), Relaxed);
         let window = Window::unpack(word.load(Relaxed));
-        let span = replica.span_within(window.clock, window.span, blocks);
-        word.store(Window { clock: window.clock, span }.pack(), Relaxed);
+        word.store(replica.window(window.clock, window.span).pack(), Relaxed);
+    }
+
+    /// How many blocks `slot` has used since a time with the stamp `stamp` (of which only the lower 16 bits need be
+    /// right), and how many were used last at that time. `None` when that is too long ago to be known.
+    pub(super) fn since(&self, slot: ReplicaSlot, stamp: u32) -> Option<(u64, u64)> {
+        let (window, replica) = self.window(slot).zip(self.replicas.get(slot.index()))?;
+        let age = window.clock.wrapping_sub(stamp) & 0xffff;
+        (age <= replica.reach(window.clock)).then(|| {
+            let newer = (0..age).map(|age| replica.held(window.clock.wrapping_sub(age))).sum();
+            (newer, replica.held(stamp))
+        })
+    }
+
+    /// The clock of `slot`.
+    pub(super) fn clock(&self, slot: ReplicaSlot) -> u32 {
+        self.window(slot).map_or(0, |window| window.clock)
     }
 
     pub(super) fn resident_blocks(&self, slot: ReplicaSlot) -> u64 {
@@ -205,8 +247,7 @@ impl Residency {
             replica.count(clock.wrapping_sub(age)).store(0, Relaxed);
         }
         let span_max = (window.span + step).min(RING - 1);
-        let span = replica.span_within(clock, span_max, replica.capacity.load(Relaxed));
-        word.store(Window { clock, span }.pack(), Relaxed);
+        word.store(replica.window(clock, span_max).pack(), Relaxed);
     }
 }
 
@@ -218,6 +259,19 @@ impl Replica {
 
     fn held(&self, stamp: u32) -> u64 {
         u64::try_from(self.count(stamp).load(Relaxed)).unwrap_or(0)
+    }
+
+    /// How many stamps before `clock` are still counted.
+    fn reach(&self, clock: u32) -> u32 {
+        clock.wrapping_sub(self.forgotten_at.load(Relaxed)).min(RING - 1)
+    }
+
+    /// The window at `clock` of at most `span_max` stamps.
+    fn window(&self, clock: u32, span_max: u32) -> Window {
+        let (device, capacity) = (self.device.load(Relaxed), self.capacity.load(Relaxed));
+        let span = self.span_within(clock, span_max, capacity);
+        let device = if device < capacity { self.span_within(clock, span, device) } else { span };
+        Window { clock, span, device }
     }
 
     /// The most stamps before `clock`, at most `span_max`, whose blocks fit `capacity` together with the present ones.
@@ -233,9 +287,11 @@ impl Replica {
     }
 }
 
-/// Progress a stamp takes for a replica of `capacity` blocks.
-fn stride(capacity: u64) -> i64 {
-    (i64::try_from(capacity).unwrap_or(i64::MAX / NEW).saturating_mul(NEW) / STEPS).max(NEW)
+/// Progress a stamp takes for a replica of `capacity` blocks, `device` of them on the device: fine enough for the
+/// device's window, as far as the ring still spans the capacity.
+fn stride(device: u64, capacity: u64) -> i64 {
+    let progress = |blocks: u64| i64::try_from(blocks).unwrap_or(i64::MAX / NEW).saturating_mul(NEW);
+    (progress(device) / STEPS).max(progress(capacity) / (2 * STEPS)).max(NEW)
 }
 
 /// Uses of blocks by one replica, counted here and handed in now and then.
@@ -244,6 +300,8 @@ pub(super) struct Touches<'r> {
     replica: &'r Replica,
     slot: ReplicaSlot,
     window: Window,
+    /// Ages up to this are counted.
+    reach: u32,
     /// Blocks to add to the present stamp.
     used: i32,
     /// Blocks to take from the stamp `from`.
@@ -284,6 +342,9 @@ impl Touches<'_> {
     pub(super) fn moved(&mut self, stamp: u32) {
         let age = self.window.clock.wrapping_sub(stamp) & 0xffff;
         if age > self.window.span {
+            if age <= self.reach {
+                self.replica.count(stamp).fetch_sub(1, Relaxed);
+            }
             return self.added();
         }
         if age == 0 {
@@ -328,6 +389,7 @@ impl Touches<'_> {
     fn reload(&mut self) {
         if let Some(window) = self.residency.window(self.slot) {
             self.window = window;
+            self.reach = self.replica.reach(window.clock);
         }
         self.left = (self.replica.stride.load(Relaxed) - self.replica.progress.load(Relaxed)).max(1);
     }

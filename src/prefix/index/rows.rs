@@ -185,21 +185,22 @@ impl<'t> Row<'t> {
         Some((&line.0[word % LINE_WORDS], 16 * u32::from(slot.0 % 4)))
     }
 
-    /// True when the slot has a stamp.
-    pub(super) fn has(self, slot: ReplicaSlot) -> bool {
-        self.word(slot).is_some_and(|(word, shift)| stamp_at(word.load(Acquire), shift) != 0)
+    /// The slot's stamp, if it has one.
+    pub(super) fn stamp(self, slot: ReplicaSlot) -> Option<u16> {
+        let (word, shift) = self.word(slot)?;
+        Some(stamp_at(word.load(Acquire), shift)).filter(|stamp| *stamp != 0)
     }
 
-    /// Calls `visit` with every slot whose stamp `is_live`.
+    /// Calls `visit` with every slot that has a stamp.
     #[inline(always)]
-    pub(super) fn for_each(self, is_live: impl Fn(ReplicaSlot, u16) -> bool, mut visit: impl FnMut(ReplicaSlot)) {
+    pub(super) fn for_each(self, mut visit: impl FnMut(ReplicaSlot, u16)) {
         for (first, word) in (0..).step_by(LANES).zip(self.words()) {
             let mut stamps = word.load(Relaxed);
             let mut slot = first;
             while stamps != 0 {
                 let stamp = stamp_at(stamps, 0);
-                if stamp != 0 && is_live(ReplicaSlot(slot), stamp) {
-                    visit(ReplicaSlot(slot));
+                if stamp != 0 {
+                    visit(ReplicaSlot(slot), stamp);
                 }
                 stamps >>= 16;
                 slot += 1;

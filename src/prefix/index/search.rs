@@ -16,10 +16,11 @@
 
 use super::{PrefixIndex, WarmDepths};
 use crate::{
-    id::BlockHash,
+    id::{BlockHash, ReplicaSlot},
     prefix::index::{
         entries_of,
         entry::{Found, Key},
+        residency::{ROW_MASK, STAMP_MASK},
     },
 };
 
@@ -125,6 +126,25 @@ pub(super) fn search(index: &PrefixIndex, chain: &[BlockHash], depths: &mut Warm
         depths.set_guess(key, end);
     }
     judge(index, chain, firsts.as_slice(), depths);
+    if depths.has_host() {
+        depths.settle_tiers(|slot, low, high| device_depth(index, chain, slot, low, high));
+    }
+}
+
+/// How many blocks of `chain` are on the device of `slot`, which holds `high` of them, `low` of these there for sure: what
+/// lies deeper was used longer ago, or as long, so that one search by halves finds the end.
+fn device_depth(index: &PrefixIndex, chain: &[BlockHash], slot: ReplicaSlot, low: u32, high: u32) -> u32 {
+    let Some(window) = index.residency.window(slot).filter(|window| window.has_host()) else { return high };
+    let is_on_device = |depth: u32| {
+        let hash = chain[depth as usize - 1];
+        index.stamp_of(slot, hash).is_some_and(|stamp| window.is_on_device(stamp))
+    };
+    let (mut low, mut high) = (low, high + 1);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if is_on_device(middle) { low = middle } else { high = middle }
+    }
+    low
 }
 
 /// Depths that the first round probes whatever was guessed: what a replica was seen at counts among these.
@@ -250,22 +270,24 @@ fn visit(
     let hash = chain[depth as usize - 1];
     let key = Key::of(hash);
     let mut found = Raised::default();
-    let mut raise = |slot| {
+    let mut raise = |slot, stamp: u32, mask: u32| {
+        let Some(window) = index.residency.window(slot) else { return };
+        if !window.reaches(stamp, mask) {
+            return;
+        }
         let before = depths.raise(slot, depth, seen);
         found.raised += u32::from(before < depth);
         found.raised_from_low += u32::from(before == low);
+        if window.has_host() {
+            depths.found_in_tiers(slot, depth, window.is_on_device(stamp));
+        }
     };
     for place in probes.places[i] {
         for entry in entries_of(&index.table.lines()[place]) {
             let Found::Yes(header) = entry.find(key) else { continue };
-            entry.for_each(|holder| {
-                if index.residency.is_live(holder) {
-                    raise(holder.slot());
-                }
-            });
+            entry.for_each(|holder| raise(holder.slot(), holder.stamp(), STAMP_MASK));
             if let Some(row) = index.rows.get(header.row(), hash) {
-                let is_live = |slot, stamp| index.residency.is_live_short(slot, stamp);
-                row.for_each(is_live, &mut raise);
+                row.for_each(|slot, stamp| raise(slot, u32::from(stamp), ROW_MASK));
             }
         }
     }

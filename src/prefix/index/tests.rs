@@ -5,6 +5,8 @@ use std::{
     sync::atomic::Ordering::Relaxed,
 };
 
+mod tiers;
+
 use super::*;
 
 const MEMORY: usize = 8 << 20;

@@ -12,6 +12,10 @@ pub struct WarmDepths {
     /// Which probes of the first round found the replica; see `search`.
     pub(super) seen: Box<[u32]>,
     touched: Vec<ReplicaSlot>,
+    /// Of those with a host tier: the deepest block found on the device so far, and once the look-up is over, how many
+    /// are there. Holds nothing while `has_host` is false.
+    device: Box<[u32]>,
+    has_host: bool,
     /// Where most replicas ended last time, by the prompt's first blocks: half of their hash, and the depth.
     guesses: Box<[(u32, u32)]>,
 }
@@ -25,6 +29,8 @@ impl WarmDepths {
             depths: vec![0; len].into_boxed_slice(),
             seen: vec![0; len].into_boxed_slice(),
             touched: Vec::with_capacity(len),
+            device: vec![0; len].into_boxed_slice(),
+            has_host: false,
             guesses: vec![(0, 0); GUESSES].into_boxed_slice(),
         }
     }
@@ -34,6 +40,22 @@ impl WarmDepths {
     #[must_use]
     pub fn get(&self, slot: ReplicaSlot) -> u32 {
         self.depths.get(slot.index()).copied().unwrap_or(0)
+    }
+
+    /// Of the blocks that `slot` holds, those on the device, from the first on; the others have to be restored from host
+    /// memory.
+    #[inline]
+    #[must_use]
+    pub fn on_device(&self, slot: ReplicaSlot) -> u32 {
+        let held = self.get(slot);
+        if self.has_host { self.device.get(slot.index()).map_or(held, |device| held.min(*device)) } else { held }
+    }
+
+    /// True when some replica may have to restore some of what it holds.
+    #[inline]
+    #[must_use]
+    pub const fn has_host(&self) -> bool {
+        self.has_host
     }
 
     /// The slots whose depth is not zero, in no particular order.
@@ -53,6 +75,30 @@ impl WarmDepths {
         for slot in self.touched.drain(..) {
             self.depths[slot.index()] = 0;
             self.seen[slot.index()] = 0;
+            self.device[slot.index()] = 0;
+        }
+        self.has_host = false;
+    }
+
+    /// The block at `depth` was found, on the device or not, at a replica with a host tier.
+    #[cold]
+    pub(super) fn found_in_tiers(&mut self, slot: ReplicaSlot, depth: u32, is_on_device: bool) {
+        self.has_host = true;
+        if is_on_device
+            && let Some(device) = self.device.get_mut(slot.index())
+        {
+            *device = depth.max(*device);
+        }
+    }
+
+    /// Settles how much of what each replica holds is on the device: `refine` is given a slot, the depth up to which all is,
+    /// and the depth up to which some may be.
+    pub(super) fn settle_tiers(&mut self, refine: impl Fn(ReplicaSlot, u32, u32) -> u32) {
+        for slot in &self.touched {
+            let (held, device) = (self.depths[slot.index()], &mut self.device[slot.index()]);
+            if *device < held {
+                *device = refine(*slot, *device, held);
+            }
         }
     }
 
@@ -86,12 +132,13 @@ impl WarmDepths {
 
     /// Lowers every touched slot to what `judge` makes of its depth and seen bits; slots at zero are dropped.
     pub(super) fn settle(&mut self, judge: impl Fn(u32, u32) -> u32) {
-        let (depths, seen) = (&mut self.depths, &mut self.seen);
+        let (depths, seen, device) = (&mut self.depths, &mut self.seen, &mut self.device);
         self.touched.retain(|slot| {
             let index = slot.index();
             depths[index] = judge(depths[index], seen[index]);
             if depths[index] == 0 {
                 seen[index] = 0;
+                device[index] = 0;
             }
             depths[index] > 0
         });
