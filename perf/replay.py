@@ -271,11 +271,13 @@ def start_gateway(processes, gateway, port, admin, backends, arguments):
     """Starts `gateway`, and returns its process id once it answers."""
     name, _, variant = gateway.partition(":")
     if name == "nginx":
+        # A new connection for each request: llama.cpp's server closes kept ones when it likes, and nginx tries no POST
+        # again, so some would end with a 502.
         rule = {"": "", "hash": "hash $http_x_session_id consistent;"}.get(variant, f"{variant};")
         servers = " ".join(f"server 127.0.0.1:{backend};" for backend in backends)
-        pid = compare.nginx(processes, gateway, f"""upstream fleet {{ {rule} {servers} keepalive 64; }}
+        pid = compare.nginx(processes, gateway, f"""upstream fleet {{ {rule} {servers} }}
             server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://fleet; proxy_http_version 1.1;
-            proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 120s; }} }}""")
+            proxy_buffering off; proxy_read_timeout 120s; }} }}""")
         ready = f"http://127.0.0.1:{port}/health"
     elif name == "smg":
         urls = [f"http://127.0.0.1:{backend}" for backend in backends]
