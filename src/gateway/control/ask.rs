@@ -42,6 +42,11 @@ fn ask(address: SocketAddr) -> Option<Discovered> {
     if !is_llama {
         return Some(Discovered { models, ..Discovered::default() });
     }
-    let slots = get("/props").and_then(|props| props.get("total_slots")?.as_u64()?.try_into().ok());
-    Some(Discovered { models, engine: Engine::LlamaCpp, slots: slots.filter(|slots| *slots > 0), kv_tokens: None })
+    let props = get("/props").unwrap_or_default();
+    let slots = props.get("total_slots").and_then(Value::as_u64).and_then(|slots| slots.try_into().ok());
+    let slots: Option<u32> = slots.filter(|slots| *slots > 0);
+    // Of one slot: the context is shared out evenly.
+    let context = props.pointer("/default_generation_settings/n_ctx").and_then(Value::as_u64);
+    let kv_tokens = context.zip(slots).map(|(tokens, slots)| tokens.saturating_mul(u64::from(slots)));
+    Some(Discovered { models, engine: Engine::LlamaCpp, slots, kv_tokens: kv_tokens.filter(|tokens| *tokens > 0) })
 }
