@@ -21,8 +21,8 @@ pub use self::latency::{Accuracy, Coefficients};
 pub use self::predicted::{Prediction, Timing};
 
 use self::fit::Fit;
-use crate::config::PolicyConfig;
 use self::latency::{Latency, LatencyCell};
+use crate::config::PolicyConfig;
 use crate::id::ReplicaSlot;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};

@@ -8,7 +8,7 @@ use granit_parser::{Event, Parser, ScalarStyle, Span, options};
 use super::error::{Errors, excerpt};
 
 /// Longest file read, bytes.
-pub const TEXT_BYTES_MAX: usize = 1 << 20;
+pub const TEXT_BYTES_MAX: usize = 2 << 20;
 /// Most values in a file, aliases unfolded: 4,096 replicas with every field set are about 40,000.
 const NODES_MAX: usize = 200_000;
 /// Most bytes of values, aliases unfolded.

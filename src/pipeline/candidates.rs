@@ -321,7 +321,8 @@ impl PoolView {
                 let (held, on_device) = (tokens(depths.get(slot)), tokens(depths.on_device(slot)));
                 // A hit is a whole number of the engine's blocks, and the last token of a prompt is always computed.
                 let block = block_tokens[at];
-                let warm = if block > 0.0 { (held.min(view.prompt_tokens - 1.0) / block).floor() * block } else { held };
+                let warm =
+                    if block > 0.0 { (held.min(view.prompt_tokens - 1.0) / block).floor() * block } else { held };
                 view.warm_tokens[at] = warm;
                 view.restore_tokens[at] = (warm - on_device).max(0.0);
                 view.warm.push(place);

@@ -59,10 +59,12 @@ impl Talk {
         }
         assert!(!said.is_empty(), "{}", answer.text());
         self.messages.push(json!({"role": "assistant", "content": said}));
-        let usages = parts.iter().flat_map(|part| [&part["usage"], &part["response"]["usage"], &part["message"]["usage"]]);
+        let usages =
+            parts.iter().flat_map(|part| [&part["usage"], &part["response"]["usage"], &part["message"]["usage"]]);
         let usage = usages.filter(|usage| usage.is_object()).next_back().expect("no usage").clone();
         let count = |pointer: &str| usage.pointer(pointer).and_then(Value::as_u64);
-        let cached = count("/prompt_tokens_details/cached_tokens").or_else(|| count("/input_tokens_details/cached_tokens"));
+        let cached =
+            count("/prompt_tokens_details/cached_tokens").or_else(|| count("/input_tokens_details/cached_tokens"));
         match (cached, count("/cache_read_input_tokens")) {
             (None, Some(read)) => (read, read + count("/input_tokens").unwrap()),
             (cached, _) => (cached.unwrap(), count("/prompt_tokens").or_else(|| count("/input_tokens")).unwrap()),
@@ -76,8 +78,9 @@ fn predicted(gateway: &Gateway) -> f64 {
     gateway.decisions()[0]["chosen"]["warm_tokens"].as_f64().unwrap()
 }
 
-/// Three turns with long answers: from the second on, what is predicted is what is found, within `slack` tokens.
-fn turns_are_warm(gateway: &Gateway, seed: u64, path: &'static str, stream: bool, slack: f64) {
+/// Three turns with long answers: from the second on, what is predicted is what is found, within
+/// `slack` tokens.
+fn turns_are_warm(gateway: &Gateway, (seed, is_random): (u64, bool), path: &'static str, stream: bool, slack: f64) {
     let mut talk = Talk { path, messages: Vec::new(), stream };
     let mut prompt_before = 0;
     for turn in 0..3 {
@@ -87,8 +90,12 @@ fn turns_are_warm(gateway: &Gateway, seed: u64, path: &'static str, stream: bool
         let what = format!("{path}, stream {stream}, turn {turn}: {warm} predicted, {cached} of {prompt} found");
         eprintln!("{what}");
         if turn > 0 {
-            assert!(cached > prompt_before + 200, "the engine has not kept its answer: {what}");
-            assert!((warm - cached as f64).abs() < slack, "{what}");
+            // A random model says half characters, which come back as other tokens than it said: then an engine finds
+            // the prompt before its answer only.
+            let is_kept = cached > prompt_before + 200;
+            assert!(is_kept || is_random, "the engine has not kept its answer: {what}");
+            assert!(warm > (prompt_before + 100) as f64, "the answer is not on record: {what}");
+            assert!(!is_kept || (warm - cached as f64).abs() < slack, "{what}");
         }
         prompt_before = prompt;
     }
@@ -101,7 +108,7 @@ fn a_turn_finds_the_answer_before_it() {
     let paths = ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"];
     for (seed, path) in (1..).map(|seed| seed * 100).zip(paths) {
         for (stream, seed) in [(true, seed), (false, seed + 50)] {
-            turns_are_warm(&gateway, seed, path, stream, 96.0);
+            turns_are_warm(&gateway, (seed, false), path, stream, 96.0);
         }
     }
 }
@@ -124,7 +131,7 @@ fn a_turn_finds_the_answer_before_it_on_real_engines() {
     let Some(engines) = Engine::llama(1, 4, 32_768) else { return };
     let gateway = Setup::new(&urls(&engines)).yaml("shards: 1").start();
     for (seed, stream) in [(1, true), (100, false)] {
-        turns_are_warm(&gateway, seed, "/v1/chat/completions", stream, 160.0);
+        turns_are_warm(&gateway, (seed, true), "/v1/chat/completions", stream, 160.0);
     }
 }
 
@@ -154,7 +161,8 @@ fn a_cache_that_is_smaller_or_larger_than_said_is_soon_known() {
         }
         let ratio = |(predicted, found): (f64, u64)| predicted / found as f64;
         let replica = &gateway.replicas()[0];
-        let what = format!("{said} said, {kv_tokens} there: {:.3}, then {:.3}; {replica}", ratio(sums[0]), ratio(sums[1]));
+        let what =
+            format!("{said} said, {kv_tokens} there: {:.3}, then {:.3}; {replica}", ratio(sums[0]), ratio(sums[1]));
         eprintln!("{what}");
         assert!((0.9..1.1).contains(&ratio(sums[1])), "{what}");
         let factor = replica["capacity_factor"].as_f64().unwrap();

@@ -145,7 +145,11 @@ fn arbitrary(seed: u64) -> Config {
         replicas,
         models: served.map(|served_as| ModelConfig { name: text(r), served_as }).into_iter().collect(),
         policy: policy(r),
-        index: IndexConfig { memory_mib: r.u32(1..=1 << 20), kv_tokens_default: r.u64(1..1_000_000_000), outputs: r.bool() },
+        index: IndexConfig {
+            memory_mib: r.u32(1..=1 << 20),
+            kv_tokens_default: r.u64(1..1_000_000_000),
+            outputs: r.bool(),
+        },
         limits: LimitsConfig {
             body_bytes: r.u64(1024..1 << 30),
             json_depth: r.u16(1..=1024),

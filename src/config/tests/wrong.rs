@@ -179,7 +179,7 @@ fn a_small_file_cannot_unfold_into_a_large_one() {
     assert!(shown(&errors(&wide)).contains("too much: aliases unfolded"));
     assert!(shown(&errors(&"[".repeat(100_000))).contains("not valid YAML"));
     assert!(shown(&errors(&"- ".repeat(100_000))).contains("not valid YAML"));
-    assert!(shown(&errors(&" ".repeat(TEXT_BYTES_MAX + 1))).contains("at most 1048576 are read"));
+    assert!(shown(&errors(&" ".repeat(TEXT_BYTES_MAX + 1))).contains("at most 2097152 are read"));
     let mut chain = String::from("a0: &a0 [x]\n");
     (1..40).for_each(|level| chain.push_str(&format!("a{level}: &a{level} [*a{}]\n", level - 1)));
     assert!(shown(&errors(&chain)).contains("nested more than 24 levels deep"));

@@ -270,7 +270,7 @@ fn a_replica_that_slows_down_or_recovers_is_predicted_again_within_two_hundred_a
                 }
                 let recovered = accuracy(&after[200..])[0];
                 let told = format!("{traffic:?} x{slowness} of {slowed}: {before:.3} before, {recovered:.3} after");
-                        assert!(recovered <= 0.12, "{told}");
+                assert!(recovered <= 0.12, "{told}");
                 world.run(2000);
             }
         }

@@ -292,7 +292,7 @@ fn hits_are_whole_blocks_of_each_engine_and_what_is_in_host_memory_is_restored()
     let mut bench = Bench::new();
     let yaml = "replicas:\n\
         - {id: a, url: 'http://a:1', models: [m], kv_block_tokens: 100}\n\
-        - {id: b, url: 'http://b:1', models: [m], kv_tokens: 640, host_kv_tokens: 6400, restore_tokens_per_s: 1M}\n\
+        - {id: b, url: 'http://b:1', models: [m], kv_tokens: 640, host_kv_tokens: 6400, restore_tokens_per_s: 1000000}\n\
         - {id: c, url: 'http://c:1', models: [m], prefill_tokens_per_s: 500}\n\
         - {id: d, url: 'http://d:1', models: [m], kv_tokens: 640}\n";
     let config = crate::config::parse(yaml).unwrap();

@@ -170,8 +170,18 @@ impl Residency {
     pub(super) fn touches(&self, slot: ReplicaSlot) -> Option<Touches<'_>> {
         let window = self.window(slot)?;
         let replica = self.replicas.get(slot.index())?;
-        let mut touches =
-            Touches { residency: self, replica, slot, window, reach: 0, used: 0, from: 0, from_count: 0, progress: 0, left: 0 };
+        let mut touches = Touches {
+            residency: self,
+            replica,
+            slot,
+            window,
+            reach: 0,
+            used: 0,
+            from: 0,
+            from_count: 0,
+            progress: 0,
+            left: 0,
+        };
         touches.reload();
         Some(touches)
     }

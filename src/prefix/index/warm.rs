@@ -84,9 +84,7 @@ impl WarmDepths {
     #[cold]
     pub(super) fn found_in_tiers(&mut self, slot: ReplicaSlot, depth: u32, is_on_device: bool) {
         self.has_host = true;
-        if is_on_device
-            && let Some(device) = self.device.get_mut(slot.index())
-        {
+        if is_on_device && let Some(device) = self.device.get_mut(slot.index()) {
             *device = depth.max(*device);
         }
     }

@@ -146,7 +146,10 @@ fn what_is_predicted_comes_to_what_is_found() {
                 gateway.ratio();
                 (0..1500).for_each(|_| request(&mut gateway));
                 let (ratio, learned) = (gateway.ratio(), gateway.memory.learned(SLOT));
-                assert!((0.95..1.05).contains(&ratio), "{seed}: {ratio} when assumed {factor} of {capacity}: {learned:?}");
+                assert!(
+                    (0.95..1.05).contains(&ratio),
+                    "{seed}: {ratio} when assumed {factor} of {capacity}: {learned:?}"
+                );
             }
         }
     }
@@ -169,7 +172,10 @@ fn an_engine_that_has_evicted_nothing_remembers_all_and_its_first_eviction_says_
     memories.emptied(SLOT);
     assert!(memories.hear(SLOT, evicted(0), || 0).is_some());
     memories.reset(SLOT);
-    assert_eq!((memories.learned(SLOT), memories.block_tokens(SLOT)), (Learned { blocks: 1.0, factor: 1.0, ..Learned::default() }, None));
+    assert_eq!(
+        (memories.learned(SLOT), memories.block_tokens(SLOT)),
+        (Learned { blocks: 1.0, factor: 1.0, ..Learned::default() }, None)
+    );
 }
 
 /// An answer of 100 blocks, used `since` blocks ago, of which `cached` were found.

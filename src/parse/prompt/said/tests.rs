@@ -14,7 +14,11 @@ fn prompt(api: Api, body: &Value) -> Vec<u8> {
 fn told_of_stream(api: Api, events: &[(&str, Value)], size: usize) -> Vec<u8> {
     let stream: String = events
         .iter()
-        .map(|(name, data)| if name.is_empty() { format!("data: {data}\n\n") } else { format!("event: {name}\ndata: {data}\n\n") })
+        .map(
+            |(name, data)| {
+                if name.is_empty() { format!("data: {data}\n\n") } else { format!("event: {name}\ndata: {data}\n\n") }
+            },
+        )
         .collect();
     let (mut told, mut reader) = (Vec::new(), AnswerReader::for_stream(api).telling());
     for chunk in stream.as_bytes().chunks(size.max(1)) {
@@ -37,7 +41,12 @@ fn told_of_json(api: Api, answer: &Value) -> Vec<u8> {
 fn goes_on(api: Api, first: &Value, told: &[u8], next: &Value) {
     let (first, next) = (prompt(api, first), prompt(api, next));
     let expected = [first, told.to_vec()].concat();
-    assert!(next.starts_with(&expected), "{:?}\n{:?}", String::from_utf8_lossy(&expected), String::from_utf8_lossy(&next));
+    assert!(
+        next.starts_with(&expected),
+        "{:?}\n{:?}",
+        String::from_utf8_lossy(&expected),
+        String::from_utf8_lossy(&next)
+    );
     assert!(next[expected.len()..].starts_with(b"\xFFuser\xFEt"), "{:?}", String::from_utf8_lossy(&next));
 }
 
@@ -113,8 +122,11 @@ fn messages_go_on_with_blocks() {
         {"type": "tool_use", "id": "t1", "name": "edit", "input": input},
         {"type": "tool_use", "id": "t2", "name": "stop", "input": {}},
     ]);
-    let start = |index: u32, block: Value| ("content_block_start", json!({"type": "content_block_start", "index": index, "content_block": block}));
-    let more = |delta: Value| ("content_block_delta", json!({"type": "content_block_delta", "index": 0, "delta": delta}));
+    let start = |index: u32, block: Value| {
+        ("content_block_start", json!({"type": "content_block_start", "index": index, "content_block": block}))
+    };
+    let more =
+        |delta: Value| ("content_block_delta", json!({"type": "content_block_delta", "index": 0, "delta": delta}));
     let stop = || ("content_block_stop", json!({"type": "content_block_stop", "index": 0}));
     let mut events = vec![("message_start", json!({"type": "message_start", "message": {"content": []}}))];
     events.push(start(0, json!({"type": "text", "text": ""})));
@@ -122,9 +134,11 @@ fn messages_go_on_with_blocks() {
     events.push(stop());
     events.push(start(1, json!({"type": "tool_use", "id": "t1", "name": "edit", "input": {}})));
     let characters: Vec<char> = spaced.chars().collect();
-    events.extend(characters.chunks(5).map(|piece| {
-        more(json!({"type": "input_json_delta", "partial_json": piece.iter().collect::<String>()}))
-    }));
+    events.extend(
+        characters
+            .chunks(5)
+            .map(|piece| more(json!({"type": "input_json_delta", "partial_json": piece.iter().collect::<String>()}))),
+    );
     events.push(stop());
     events.push(start(2, json!({"type": "tool_use", "id": "t2", "name": "stop", "input": {}})));
     events.extend([stop(), ("message_stop", json!({"type": "message_stop"}))]);
@@ -174,7 +188,9 @@ fn any_bytes_are_survived() {
             for name in [&b"content_block_start"[..], b"content_block_delta", b"response.output_text.delta"] {
                 reader.event(&Event { name, data: bytes }, name, &mut |_| {});
             }
-            for head in ["{\"choices\":[{\"message\":", "{\"content\":[", "{\"output\":[{\"type\":\"message\",\"content\":"] {
+            for head in
+                ["{\"choices\":[{\"message\":", "{\"content\":[", "{\"output\":[{\"type\":\"message\",\"content\":"]
+            {
                 Said::new(api).whole(&[head.as_bytes(), bytes].concat(), &mut |_| {});
             }
         }
