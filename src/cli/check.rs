@@ -171,7 +171,7 @@ mod tests {
         let error = load(file(b"listen:\n\xff").path(), &Flags::default()).unwrap_err();
         assert!(error.to_string().ends_with(":2: not UTF-8 text"), "{error}");
         let error = load(file(&vec![b'#'; 3 << 20]).path(), &Flags::default()).unwrap_err();
-        assert!(error.to_string().contains("at most 1048576 are read"), "{error}");
+        assert!(error.to_string().contains("at most 2097152 are read"), "{error}");
         let error = load(Path::new("/nonexistent/file.yaml"), &Flags::default()).unwrap_err();
         assert_eq!(error.exit_code(), ExitCode::from(2));
         assert!(error.to_string().starts_with("/nonexistent/file.yaml: "), "{error}");

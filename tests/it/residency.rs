@@ -7,6 +7,10 @@ use crate::support::engine::{Engine, urls};
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::http::events;
 use crate::support::text;
+use crate::support::time::wait_for;
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(5);
 
 /// One conversation over one API.
 struct Talk {
@@ -72,21 +76,43 @@ impl Talk {
     }
 }
 
-/// What the gateway predicted of the request it answered last.
-fn predicted(gateway: &Gateway) -> f64 {
-    gateway.wait_idle();
-    gateway.decisions()[0]["chosen"]["warm_tokens"].as_f64().unwrap()
+/// What the gateway predicted of each request, in order: an answer is whole a moment before its decision is on record.
+struct Predictions<'g> {
+    gateway: &'g Gateway,
+    last: Value,
+}
+
+impl<'g> Predictions<'g> {
+    fn of(gateway: &'g Gateway) -> Self {
+        let last = gateway.decisions().first().map_or(Value::Null, |decision| decision["id"].clone());
+        Self { gateway, last }
+    }
+
+    /// Of the request that was answered last, the next after the one asked about before.
+    fn next(&mut self) -> f64 {
+        let mut warm = None;
+        wait_for("its decision", SOON, || {
+            let latest = self.gateway.decisions().first().filter(|latest| latest["id"] != self.last).cloned();
+            if let Some(latest) = latest {
+                self.last = latest["id"].clone();
+                warm = latest["chosen"]["warm_tokens"].as_f64();
+            }
+            warm.is_some()
+        });
+        warm.unwrap()
+    }
 }
 
 /// Three turns with long answers: from the second on, what is predicted is what is found, within
 /// `slack` tokens.
 fn turns_are_warm(gateway: &Gateway, (seed, is_random): (u64, bool), path: &'static str, stream: bool, slack: f64) {
     let mut talk = Talk { path, messages: Vec::new(), stream };
+    let mut predictions = Predictions::of(gateway);
     let mut prompt_before = 0;
     for turn in 0..3 {
         let body = talk.body(&text(seed + turn, 900), 400);
         let (cached, prompt) = talk.send(gateway, &body);
-        let warm = predicted(gateway);
+        let warm = predictions.next();
         let what = format!("{path}, stream {stream}, turn {turn}: {warm} predicted, {cached} of {prompt} found");
         eprintln!("{what}");
         if turn > 0 {
@@ -118,12 +144,14 @@ fn answers_are_left_out_where_the_file_says_so() {
     let engines = Engine::mocks(1, &[]);
     let gateway = Setup::new(&urls(&engines)).yaml("shards: 1\nindex: {outputs: false}").start();
     let mut talk = Talk { path: "/v1/chat/completions", messages: Vec::new(), stream: true };
-    let mut last = (0, 0);
+    let mut predictions = Predictions::of(&gateway);
+    let (mut last, mut predicted) = ((0, 0), 0.0);
     for turn in 0..2 {
         let body = talk.body(&text(turn, 900), 400);
         last = talk.send(&gateway, &body);
+        predicted = predictions.next();
     }
-    assert!(last.0 > 500 && predicted(&gateway) < 300.0, "{last:?}");
+    assert!(last.0 > 500 && predicted < 300.0, "{last:?}");
 }
 
 #[test]
@@ -143,6 +171,7 @@ fn a_cache_that_is_smaller_or_larger_than_said_is_soon_known() {
         let gateway = Setup::new(&[]).yaml(&format!("shards: 1\n{replica}")).start();
         let system = text(7, 1000);
         let mut random = fastrand::Rng::with_seed(11);
+        let mut predictions = Predictions::of(&gateway);
         let mut sums = [(0.0, 0); 2];
         for request in 0..800 {
             let group = (random.f64() * random.f64() * 60.0) as u64;
@@ -155,9 +184,9 @@ fn a_cache_that_is_smaller_or_larger_than_said_is_soon_known() {
             });
             let answer = gateway.post("/v1/chat/completions", &body.to_string());
             let cached = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
-            let (predicted, found) = &mut sums[usize::from(request >= 400)];
-            *predicted += predicted_of(&gateway);
-            *found += cached;
+            let sum = &mut sums[usize::from(request >= 400)];
+            sum.0 += predictions.next();
+            sum.1 += cached;
         }
         let ratio = |(predicted, found): (f64, u64)| predicted / found as f64;
         let replica = &gateway.replicas()[0];
@@ -168,9 +197,4 @@ fn a_cache_that_is_smaller_or_larger_than_said_is_soon_known() {
         let factor = replica["capacity_factor"].as_f64().unwrap();
         assert_eq!(factor < 1.0, said == "16k", "{what}");
     }
-}
-
-/// As [`predicted`], of a request whose record is there already.
-fn predicted_of(gateway: &Gateway) -> f64 {
-    gateway.decisions()[0]["chosen"]["warm_tokens"].as_f64().unwrap()
 }

@@ -313,7 +313,7 @@ fn hits_are_whole_blocks_of_each_engine_and_what_is_in_host_memory_is_restored()
     assert_eq!(view.warm_tokens, [500.0, 512.0, 512.0, 0.0]);
     assert_eq!(view.restore_tokens, [0.0, 512.0, 0.0, 0.0]);
     assert!(view.is_restored);
-    let close = |value: f32, wanted: f32| (value / wanted - 1.0).abs() < 1e-3;
+    let close = |value: f32, wanted: f32| (value / wanted - 1.0).abs() < 1e-2;
     assert!(close(view.restore_s_per_token[1], 1e-6) && close(view.restore_s_per_token[0], 3.4e-6));
     // The whole of a prompt is never found: its last token is computed.
     bench.placement.decision.prompt_tokens = 512.0;
