@@ -5,12 +5,8 @@ use serde_json::{Value, json};
 
 use crate::support::engine::{Engine, urls};
 use crate::support::gateway::{Gateway, Setup};
-use crate::support::http::events;
+use crate::support::http::{Answer, Client, events};
 use crate::support::text;
-use crate::support::time::wait_for;
-use std::time::Duration;
-
-const SOON: Duration = Duration::from_secs(5);
 
 /// One conversation over one API.
 struct Talk {
@@ -43,9 +39,8 @@ impl Talk {
 
     /// Sends a turn; what was found in the cache, and how long the prompt was. The answer joins the conversation.
     #[track_caller]
-    fn send(&mut self, gateway: &Gateway, body: &Value) -> (u64, u64) {
-        let answer = gateway.post(self.path, &body.to_string());
-        assert_eq!(answer.status(), 200, "{}", answer.text());
+    fn send(&mut self, gateway: &Gateway, body: &Value) -> (u64, u64, f64) {
+        let (answer, warm) = asked(gateway, self.path, body);
         let parts: Vec<Value> = if self.stream {
             events(&answer.body).iter().filter_map(|event| serde_json::from_str(event).ok()).collect()
         } else {
@@ -70,49 +65,30 @@ impl Talk {
         let cached =
             count("/prompt_tokens_details/cached_tokens").or_else(|| count("/input_tokens_details/cached_tokens"));
         match (cached, count("/cache_read_input_tokens")) {
-            (None, Some(read)) => (read, read + count("/input_tokens").unwrap()),
-            (cached, _) => (cached.unwrap(), count("/prompt_tokens").or_else(|| count("/input_tokens")).unwrap()),
+            (None, Some(read)) => (read, read + count("/input_tokens").unwrap(), warm),
+            (cached, _) => (cached.unwrap(), count("/prompt_tokens").or_else(|| count("/input_tokens")).unwrap(), warm),
         }
     }
 }
 
-/// What the gateway predicted of each request, in order: an answer is whole a moment before its decision is on record.
-struct Predictions<'g> {
-    gateway: &'g Gateway,
-    last: Value,
-}
-
-impl<'g> Predictions<'g> {
-    fn of(gateway: &'g Gateway) -> Self {
-        let last = gateway.decisions().first().map_or(Value::Null, |decision| decision["id"].clone());
-        Self { gateway, last }
-    }
-
-    /// Of the request that was answered last, the next after the one asked about before.
-    fn next(&mut self) -> f64 {
-        let mut warm = None;
-        wait_for("its decision", SOON, || {
-            let latest = self.gateway.decisions().first().filter(|latest| latest["id"] != self.last).cloned();
-            if let Some(latest) = latest {
-                self.last = latest["id"].clone();
-                warm = latest["chosen"]["warm_tokens"].as_f64();
-            }
-            warm.is_some()
-        });
-        warm.unwrap()
-    }
+/// Sends `body`; the answer, and the tokens that the gateway predicted to be warm where it placed it.
+fn asked(gateway: &Gateway, path: &str, body: &Value) -> (Answer, f64) {
+    let headers = [("x-emberlane-explain", "1")];
+    let mut client = Client::connect(gateway.listen).unwrap();
+    let answer = client.exchange("POST", path, &headers, body.to_string().as_bytes()).unwrap();
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    let decision: Value = serde_json::from_str(answer.head.header("x-emberlane-decision").unwrap()).unwrap();
+    (answer, decision["chosen"]["warm_tokens"].as_f64().unwrap())
 }
 
 /// Three turns with long answers: from the second on, what is predicted is what is found, within
 /// `slack` tokens.
 fn turns_are_warm(gateway: &Gateway, (seed, is_random): (u64, bool), path: &'static str, stream: bool, slack: f64) {
     let mut talk = Talk { path, messages: Vec::new(), stream };
-    let mut predictions = Predictions::of(gateway);
     let mut prompt_before = 0;
     for turn in 0..3 {
         let body = talk.body(&text(seed + turn, 900), 400);
-        let (cached, prompt) = talk.send(gateway, &body);
-        let warm = predictions.next();
+        let (cached, prompt, warm) = talk.send(gateway, &body);
         let what = format!("{path}, stream {stream}, turn {turn}: {warm} predicted, {cached} of {prompt} found");
         eprintln!("{what}");
         if turn > 0 {
@@ -144,14 +120,12 @@ fn answers_are_left_out_where_the_file_says_so() {
     let engines = Engine::mocks(1, &[]);
     let gateway = Setup::new(&urls(&engines)).yaml("shards: 1\nindex: {outputs: false}").start();
     let mut talk = Talk { path: "/v1/chat/completions", messages: Vec::new(), stream: true };
-    let mut predictions = Predictions::of(&gateway);
-    let (mut last, mut predicted) = ((0, 0), 0.0);
+    let mut last = (0, 0, 0.0);
     for turn in 0..2 {
         let body = talk.body(&text(turn, 900), 400);
         last = talk.send(&gateway, &body);
-        predicted = predictions.next();
     }
-    assert!(last.0 > 500 && predicted < 300.0, "{last:?}");
+    assert!(last.0 > 500 && last.2 < 300.0, "{last:?}");
 }
 
 #[test]
@@ -171,7 +145,6 @@ fn a_cache_that_is_smaller_or_larger_than_said_is_soon_known() {
         let gateway = Setup::new(&[]).yaml(&format!("shards: 1\n{replica}")).start();
         let system = text(7, 1000);
         let mut random = fastrand::Rng::with_seed(11);
-        let mut predictions = Predictions::of(&gateway);
         let mut sums = [(0.0, 0); 2];
         for request in 0..800 {
             let group = (random.f64() * random.f64() * 60.0) as u64;
@@ -182,10 +155,10 @@ fn a_cache_that_is_smaller_or_larger_than_said_is_soon_known() {
                     {"role": "user", "content": text(10_000 + request, 100)},
                 ],
             });
-            let answer = gateway.post("/v1/chat/completions", &body.to_string());
+            let (answer, warm) = asked(&gateway, "/v1/chat/completions", &body);
             let cached = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
             let sum = &mut sums[usize::from(request >= 400)];
-            sum.0 += predictions.next();
+            sum.0 += warm;
             sum.1 += cached;
         }
         let ratio = |(predicted, found): (f64, u64)| predicted / found as f64;
