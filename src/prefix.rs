@@ -5,6 +5,7 @@ pub mod hash;
 pub mod index;
 pub mod memory;
 pub mod pending;
+pub mod reuse;
 
 /// Bytes of prompt covered by one [`BlockHash`](crate::id::BlockHash); about 64 tokens of English text.
 ///
