@@ -7,6 +7,7 @@
 pub mod batch;
 pub mod cache;
 pub mod engine;
+pub mod fleet;
 pub mod model;
 pub mod report;
 pub mod result;

@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::check::LoadError;
-use crate::config::PolicyName;
 use crate::config::read::closest;
+use crate::config::{ConfigError, PolicyName};
 use crate::sim::batch::{self, Job, Observer, Runner};
+use crate::sim::fleet;
 use crate::sim::report::grid::{BOUNDS, Grid, base_name};
 use crate::sim::report::{html, table};
 use crate::sim::result::RunResult;
@@ -30,6 +31,8 @@ Examples:
       --policy price,sticky_until_saturated,least_request --load 2,4,6 --seeds 10 --html sessions.html
   A generated workload at 1.5 times its rate; one JSON object a run:
     emberlane sim --trace generate:chat --policy 'price,weighted(prefix=3,queue=5,kv=2)' --load 1.5 --json
+  Half of the replicas at half the speed and with half the memory:
+    emberlane sim --trace generate:chat --fleet '4*llama-3.1-8b,4*llama-3.1-8b(speed=0.5,kv_tokens=210k)'
   The same from a file, with one thing changed:
     emberlane sim --scenario chat.yaml --beacon-delay 1
   The page perf/scheduling.md: its claims, figures and plots, made again:
@@ -52,6 +55,11 @@ pub struct SimArgs {
     /// The model they serve.
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
+    /// Replicas that differ, instead of --replicas and --model: groups with what is other than the model has it, such as
+    /// `4*llama-3.1-8b,4*llama-3.1-8b(speed=0.5,kv_tokens=200k)`; also `block_tokens`, `host_tier_gb`, `slots`, and
+    /// `configured=false` for memory that the gateway is not told of.
+    #[arg(long, value_name = "N*MODEL[(KEY=VALUE…)],…", conflicts_with_all = ["replicas", "model"])]
+    pub fleet: Option<String>,
     /// Policies and bounds, split at commas outside parentheses; parameters as in `weighted(prefix=3,queue=5,kv=2)`.
     #[arg(long = "policy", value_name = "NAME[,NAME…]")]
     pub policies: Vec<String>,
@@ -88,7 +96,8 @@ pub struct SimArgs {
     /// Seconds between two samples of the fleet's state, for plots over time in `--html` and series in `--json`.
     #[arg(long, value_name = "S")]
     pub history_period: Option<f64>,
-    /// Something to change by name, such as `index_off`, `learning_off`, `beacons_1s` or `beacons_lost`.
+    /// Something to change by name, such as `index_off`, `learning_off`, `precise` (the gateway knows what
+    /// engines hold), `beacons_1s` or `beacons_lost`.
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
     /// A file with these settings; flags go before it.
@@ -108,7 +117,7 @@ pub struct SimArgs {
     pub quiet: bool,
     /// Run the scenarios of this file, check its claims, and write its page beside it.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "trace", "replicas", "model", "policies", "loads", "seeds", "seed", "duration", "warm_up", "beacon_period",
+        "trace", "replicas", "model", "fleet", "policies", "loads", "seeds", "seed", "duration", "warm_up", "beacon_period",
         "beacon_delay", "beacon_loss", "network_delay", "host_tier_gb", "history_period", "variant", "scenario", "json",
         "html",
     ])]
@@ -265,8 +274,16 @@ fn scenario(args: &SimArgs) -> Result<Scenario, SimError> {
         }
     }
     set(&mut scenario.trace, &args.trace);
+    if args.replicas.is_some() || args.model.is_some() {
+        scenario.fleet.clear();
+    }
     set(&mut scenario.replicas, &args.replicas);
     set(&mut scenario.model, &args.model);
+    if let Some(spec) = &args.fleet {
+        let told = |errors: Vec<ConfigError>| errors.iter().map(|error| format!("--{error}")).collect();
+        scenario.fleet = fleet::from_spec(spec).map_err(|errors| SimError::Settings(told(errors)))?;
+        scenario.replicas = fleet::replicas(&scenario.fleet).unwrap_or_default();
+    }
     set(&mut scenario.seeds, &args.seeds);
     set(&mut scenario.first_seed, &args.seed);
     set(&mut scenario.duration_s, &args.duration);

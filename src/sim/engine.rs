@@ -136,10 +136,10 @@ pub struct SimEngine {
 }
 
 impl SimEngine {
-    /// An idle engine with an empty cache; `host_tokens` fit in the host's memory beside it.
+    /// An idle engine with an empty cache.
     #[must_use]
-    pub fn new(model: EngineModel, host_tokens: u64) -> Self {
-        let cache = KvCache::new(model.kv_tokens, host_tokens, model.block_tokens);
+    pub fn new(model: EngineModel) -> Self {
+        let cache = KvCache::new(model.kv_tokens, model.host_tokens, model.block_tokens);
         Self {
             model,
             cache,
@@ -519,7 +519,7 @@ mod tests {
 
     #[test]
     fn a_lone_request_takes_what_the_model_says() {
-        let mut engine = SimEngine::new(model(), 0);
+        let mut engine = SimEngine::new(model());
         let told = play(&mut engine, vec![(0.0, request(0, &[(1, 8_000)], 101))]);
         let prefill = 1.5e-3 + 8_000.0 * (0.0207e-3 + 8e-10 * 4_000.0);
         assert!((at(&told, |one| matches!(one, Emitted::First { .. })) - prefill).abs() < 1e-6);
@@ -531,7 +531,7 @@ mod tests {
 
     #[test]
     fn the_second_with_a_prefix_reuses_it_and_its_output_too() {
-        let mut engine = SimEngine::new(model(), 0);
+        let mut engine = SimEngine::new(model());
         let first = EngineRequest { output: 7, ..request(0, &[(1, 8_000)], 129) };
         let told = play(&mut engine, vec![(0.0, first), (9.0, request(1, &[(1, 8_000), (7, 128), (8, 100)], 2))]);
         assert!(told.iter().any(|(_, one)| *one == Emitted::First { id: 1, cached: 8_128 }), "{told:?}");
@@ -539,7 +539,7 @@ mod tests {
 
     #[test]
     fn an_arrival_cuts_a_row_of_steps_short() {
-        let mut engine = SimEngine::new(model(), 0);
+        let mut engine = SimEngine::new(model());
         let told = play(&mut engine, vec![(0.0, request(0, &[(1, 100)], 1_000)), (1.0, request(1, &[(2, 100)], 1))]);
         let first = at(&told, |one| matches!(one, Emitted::First { id: 1, .. }));
         assert!((1.0..1.03).contains(&first), "{first}");
@@ -547,7 +547,7 @@ mod tests {
 
     #[test]
     fn long_prompts_come_in_chunks_and_short_ones_wait_for_one_only() {
-        let mut engine = SimEngine::new(model(), 0);
+        let mut engine = SimEngine::new(model());
         let told = play(&mut engine, vec![(0.0, request(0, &[(1, 80_000)], 1)), (0.01, request(1, &[(2, 100)], 1))]);
         let (long, short) =
             [0, 1].map(|wanted| at(&told, |one| matches!(one, Emitted::First { id, .. } if *id == wanted))).into();
@@ -557,7 +557,7 @@ mod tests {
     #[test]
     fn memory_runs_out_in_order_and_all_end() {
         let small = EngineModel { kv_tokens: 3_000, ..model() };
-        let mut engine = SimEngine::new(small, 0);
+        let mut engine = SimEngine::new(small);
         let arrivals = (0..40).map(|n| (f64::from(n) * 0.001, request(n, &[(u64::from(n) + 1, 500)], 400))).collect();
         let told = play(&mut engine, arrivals);
         let ends = told.iter().filter(|(_, one)| matches!(one, Emitted::Finished { .. })).count();

@@ -37,6 +37,10 @@ pub struct EngineModel {
     pub restore_s_per_token: f64,
     /// Bytes of one token's KV.
     pub kv_bytes_per_token: u64,
+    /// Tokens that fit in the host's memory beside the engine's.
+    pub host_tokens: u64,
+    /// Whether the gateway is configured to know how much fits; else it learns that.
+    pub is_configured: bool,
 }
 
 /// To bring a gigabyte back from the host's memory, seconds.
@@ -62,6 +66,8 @@ impl EngineModel {
             overhead_s_per_output_token: 0.046e-3,
             restore_s_per_token: f64::from(kv_bytes_per_token) * RESTORE_S_PER_GB / 1e9,
             kv_bytes_per_token: u64::from(kv_bytes_per_token),
+            host_tokens: 0,
+            is_configured: true,
         };
         [
             // One H100: 32 layers, 8 KV heads of 128.
@@ -101,6 +107,28 @@ impl EngineModel {
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
         Self::all().into_iter().find(|model| model.name == name)
+    }
+
+    /// The same, computing `speed` times as fast. What does not depend on the accelerator takes as long as before: the
+    /// server's overhead, and bringing KV back from the host.
+    #[must_use]
+    pub fn at_speed(self, speed: f64) -> Self {
+        Self {
+            prefill_base_s: self.prefill_base_s / speed,
+            prefill_s_per_token: self.prefill_s_per_token / speed,
+            attention_s_per_token_pair: self.attention_s_per_token_pair / speed,
+            decode_base_s: self.decode_base_s / speed,
+            decode_s_per_sequence: self.decode_s_per_sequence / speed,
+            decode_s_per_context_token: self.decode_s_per_context_token / speed,
+            ..self
+        }
+    }
+
+    /// The same with so many GB of host memory for what the device evicts.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "bounded")]
+    pub fn with_host_tier_gb(self, gb: f64) -> Self {
+        Self { host_tokens: (gb * 1e9 / self.kv_bytes_per_token as f64) as u64, ..self }
     }
 
     /// Seconds for `new` prompt tokens after `before` others, without what a prefill takes before anything else.

@@ -5,11 +5,13 @@
 mod bounds;
 mod clients;
 mod gateway;
+mod history;
 mod measure;
 
 use self::bounds::Bound;
 use self::clients::{Asked, Clients};
 use self::gateway::{Gateway, Held};
+use self::history::History;
 use self::measure::Measure;
 use super::cache::ById;
 use super::engine::{Emitted, EngineRequest, SimEngine};
@@ -56,6 +58,12 @@ impl BoundName {
             Self::PooledBelady => "pooled_belady",
         }
     }
+
+    /// Whether it says itself what is cached, whatever engines hold.
+    #[must_use]
+    pub const fn dictates(self) -> bool {
+        matches!(self, Self::InfiniteCache | Self::PooledBelady)
+    }
 }
 
 /// How load reports reach the gateway.
@@ -79,6 +87,9 @@ pub enum Ablation {
     IndexOff,
     /// The gateway learns nothing from answers.
     LearningOff,
+    /// The gateway knows what each engine holds at the moment of each decision, as if engines told it of every block and
+    /// that took no time; what it has sent there and what has not been computed yet, it knows itself.
+    Precise,
 }
 
 /// A replica that becomes slower.
@@ -99,8 +110,6 @@ pub struct Plan<'w> {
     pub workload: &'w Workload,
     /// The replicas.
     pub engines: Vec<EngineModel>,
-    /// Tokens that fit in each host's memory beside its engine's.
-    pub host_tokens: u64,
     /// What chooses.
     pub chooser: Chooser,
     /// What is switched off.
@@ -119,6 +128,8 @@ pub struct Plan<'w> {
     pub beacons: Beacons,
     /// A replica that becomes slower.
     pub slowdown: Option<Slowdown>,
+    /// Seconds between two samples of the fleet's state; 0: none are kept.
+    pub history_period_s: f64,
 }
 
 /// Seconds after the measured time until which answers are waited for.
@@ -202,6 +213,7 @@ struct Run<'p> {
     /// Segments that some engine has computed.
     seen: ById<()>,
     measure: Measure,
+    history: History,
     /// Prompts in the order of their arrival, for Bélády.
     order: Vec<(u64, Vec<Segment>)>,
     dictated: ById<u32>,
@@ -215,7 +227,7 @@ impl<'p> Run<'p> {
             now: Now(0),
             events: BinaryHeap::new(),
             count: 0,
-            engines: plan.engines.iter().map(|model| SimEngine::new(model.clone(), plan.host_tokens)).collect(),
+            engines: plan.engines.iter().cloned().map(SimEngine::new).collect(),
             clients: Clients::new(plan.workload, plan.load, plan.engines.len(), plan.seed),
             gateway: Gateway::new(plan),
             bound: Bound::new(plan),
@@ -224,6 +236,7 @@ impl<'p> Run<'p> {
             emitted: Vec::new(),
             seen: ById::default(),
             measure: Measure::new(plan),
+            history: History::new(plan),
             order: Vec::new(),
             dictated: ById::default(),
             rng: fastrand::Rng::with_seed(plan.seed ^ 0x5eed),
@@ -259,13 +272,15 @@ impl<'p> Run<'p> {
             }
             self.now = now;
             self.measure.look_at(now, &self.engines);
+            self.history.look_at(now, &self.engines);
             self.happen(event);
         }
         let now = self.now;
         for live in self.live.iter().flatten() {
             self.measure.unfinished(live.asked.class, (live.arrived, live.admitted), live.first.is_some(), now);
         }
-        let result = self.measure.result(self.plan, &self.engines);
+        let mut result = self.measure.result(self.plan, &self.engines);
+        self.history.tell(&mut result);
         (result, self.order)
     }
 
@@ -361,11 +376,13 @@ impl<'p> Run<'p> {
         let place = request as usize;
         if let Chooser::Bound(_) = self.plan.chooser {
             let slot = self.bound.choose(&self.engines, &live, request, &mut self.rng);
+            self.history.placed(&live.prompt, slot.index(), &self.engines, self.now);
             self.live[place] = Some(Live { slot, ..live });
             return self.send(request);
         }
-        match self.gateway.place(request, &live, self.now) {
+        match self.gateway.place(request, &live, &self.engines, self.now) {
             Some((slot, placed, held)) => {
+                self.history.placed(&live.prompt, slot.index(), &self.engines, self.now);
                 self.live[place] = Some(Live { slot, placed: Some(placed), ..live });
                 match held {
                     Held::No => self.send(request),
@@ -442,11 +459,13 @@ impl<'p> Run<'p> {
     fn first(&mut self, request: u32, cached: u32) {
         let Some(live) = self.live.get_mut(request as usize).and_then(Option::as_mut) else { return };
         live.first = Some((self.now, cached));
+        self.gateway.prefilled(live);
         for segment in &live.prompt {
             self.seen.insert(segment.id, ());
         }
         let when = (live.arrived, live.admitted);
         self.measure.first(&live.asked, when, (live.prompt_tokens, cached), self.now);
+        self.history.first(&live.asked, live.prompt_tokens, cached);
         if let Some(placed) = &mut live.placed {
             let (predicted_s, p90_s, real_s) = self.gateway.first(placed, self.now);
             self.measure.predicted(live.arrived, predicted_s, p90_s, real_s);
@@ -467,6 +486,7 @@ impl<'p> Run<'p> {
             self.seen.insert(live.asked.output, ());
         }
         if let Some(placed) = live.placed.take() {
+            self.gateway.prefilled(&live);
             self.gateway.finished(placed, &live, is_answered, self.now);
             self.release_held();
         }

@@ -22,14 +22,25 @@ pub const COLUMNS: [&str; 11] = [
     "rejected_share",
 ];
 
-/// The columns for a grid: [`COLUMNS`] that are not zero throughout, TTFT of each class, and predictions' errors.
+/// Columns after those of classes.
+const LAST: [&str; 7] = [
+    "ttft_mape",
+    "ttft_p90_covered",
+    "holders_before",
+    "holders_while_hot",
+    "holders_after",
+    "holder_changes_per_min",
+    "herding",
+];
+
+/// The columns for a grid: [`COLUMNS`] that are not zero throughout, TTFT of each class, and [`LAST`].
 #[must_use]
 pub fn columns(grid: &Grid<'_>) -> Vec<Measure> {
     let mut columns: Vec<Measure> = COLUMNS.into_iter().filter_map(Measure::of).collect();
     for class in grid.classes() {
         columns.extend(["ttft_p50_s", "ttft_p95_s"].into_iter().filter_map(|key| Measure::of(key)?.of_class(&class)));
     }
-    columns.extend(["ttft_mape", "ttft_p90_covered"].into_iter().filter_map(Measure::of));
+    columns.extend(LAST.into_iter().filter_map(Measure::of));
     columns.retain(|measure| grid.has(measure));
     columns
 }

@@ -1,5 +1,9 @@
 //! The gateway in a run: the production pipeline, told what the edge would tell it.
 
+mod exact;
+
+use self::exact::Exact;
+use super::super::engine::SimEngine;
 use super::super::workload::Segment;
 use super::clients::mix;
 use super::{Ablation, Beacons, Chooser, Live, Plan};
@@ -14,9 +18,12 @@ use crate::parse::Api;
 use crate::parse::usage::Usage;
 use crate::pipeline::{Answered, Decider, Placement, Prompt, Shared, SharedConfig, Snapshot, TokenRatios, Underway};
 use crate::prefix::BLOCK_BYTES;
+use crate::prefix::memory::Said;
 use crate::prefix::pending::Awaited;
 use std::sync::Arc;
 
+/// What all replicas serve, whatever they compute it with.
+const MODEL: &str = "m";
 /// Prompt bytes of a token: what the gateway takes for the truth before it learns, and is the truth here.
 const BYTES_PER_TOKEN: usize = 4;
 /// Tokens of a block of the fingerprint.
@@ -52,6 +59,8 @@ pub(super) struct Gateway {
     publisher: Publisher,
     chain: Vec<BlockHash>,
     held: Vec<(u32, Awaited)>,
+    /// Of the requests that have no first token yet, what is known exactly; only kept when all is.
+    exact: Option<Exact>,
     /// Reports since the decider was last made to hear them.
     unheard: usize,
     ablation: Ablation,
@@ -62,9 +71,11 @@ impl Gateway {
     pub(super) fn new(plan: &Plan<'_>) -> Self {
         let replicas = plan.engines.iter().enumerate().filter_map(|(number, engine)| {
             let url = format!("http://10.{}.{}.{}:8000", number >> 16 & 255, number >> 8 & 255, number & 255);
+            let known = |tokens: u64| Some(tokens).filter(|_| engine.is_configured);
             Some(ReplicaConfig {
-                models: vec![engine.name.to_owned()],
-                kv_tokens: Some(engine.kv_tokens),
+                models: vec![MODEL.to_owned()],
+                kv_tokens: known(engine.kv_tokens),
+                host_kv_tokens: known(engine.host_tokens).filter(|tokens| *tokens > 0),
                 ..ReplicaConfig::new(format!("r{number}"), url.parse().ok()?)
             })
         });
@@ -73,7 +84,7 @@ impl Gateway {
             config.policy = policy.clone();
         }
         let slots = plan.engines.len();
-        let kv_tokens: u64 = plan.engines.iter().map(|engine| engine.kv_tokens + plan.host_tokens).sum();
+        let kv_tokens: u64 = plan.engines.iter().map(|engine| engine.kv_tokens + engine.host_tokens).sum();
         let index_bytes = (kv_tokens / u64::from(BLOCK_TOKENS) * INDEX_BYTES_PER_BLOCK).max(INDEX_BYTES_MIN);
         let prior = Rates::prior(&config.policy);
         let sizes = SharedConfig {
@@ -92,6 +103,12 @@ impl Gateway {
         inboxes.into_iter().for_each(|inbox| decider.attach(inbox));
         let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
         shared.apply(&change, &snapshot, Now(0));
+        // Engines say how large their blocks are on their metrics page.
+        for (slot, engine) in
+            plan.engines.iter().enumerate().filter_map(|(n, engine)| Some((ReplicaSlot::from_index(n)?, engine)))
+        {
+            shared.hear_cache(slot, Said { block_tokens: Some(engine.block_tokens), ..Said::default() });
+        }
         Self {
             shared: Arc::new(shared),
             snapshot,
@@ -99,13 +116,20 @@ impl Gateway {
             publisher: publishers.remove(0),
             chain: Vec::new(),
             held: Vec::new(),
+            exact: (plan.ablation == Ablation::Precise).then(Exact::default),
             unheard: 0,
             ablation: plan.ablation,
         }
     }
 
     /// Places a request: where, and whether it waits here first. `None`: it is refused.
-    pub(super) fn place(&mut self, request: u32, live: &Live, now: Now) -> Option<(ReplicaSlot, Placed, Held)> {
+    pub(super) fn place(
+        &mut self,
+        request: u32,
+        live: &Live,
+        engines: &[SimEngine],
+        now: Now,
+    ) -> Option<(ReplicaSlot, Placed, Held)> {
         let Self { chain, shared, snapshot, .. } = self;
         chain.clear();
         fingerprint(&live.prompt, chain);
@@ -121,8 +145,14 @@ impl Gateway {
             affinity_key: live.asked.session.unwrap_or(first),
             output_tokens_max: None,
         };
+        if let Some(exact) = &self.exact {
+            exact.tell(&live.prompt, engines, self.decider.tell_depths());
+        }
         let placement = self.decider.decide_prompt(shared, snapshot, prompt, now).ok()?;
         let slot = placement.decision.chosen.slot;
+        if let Some(exact) = &mut self.exact {
+            exact.sent(slot, live);
+        }
         let mut underway = Underway::begin(shared, snapshot, &placement, now);
         let awaited = underway.take_awaited();
         let placed = Placed { placement, underway, sent_at: now, tokens_ahead: 0, first_at: None };
@@ -154,6 +184,13 @@ impl Gateway {
             !is_over
         });
         released
+    }
+
+    /// The engine holds the request's prompt, or never will.
+    pub(super) fn prefilled(&mut self, live: &Live) {
+        if let Some(exact) = &mut self.exact {
+            exact.prefilled(live);
+        }
     }
 
     /// The request is forwarded.

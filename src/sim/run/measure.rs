@@ -214,7 +214,7 @@ impl Measure {
             ttft_mape: (self.errors > 0).then(|| self.error_sum / self.errors as f64),
             ttft_p90_covered: (self.covered > 0).then(|| self.covered as f64 / self.errors as f64),
             classes: self.class_results(plan),
-            series: Vec::new(),
+            ..RunResult::default()
         }
     }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::cache::{Cache, Cached};
 use super::{Entry, Suite, page};
 use crate::sim::batch::{self, BatchError, Job, Observer, Runner};
+use crate::sim::report::grid::fleet_shown;
 use crate::sim::result::RunResult;
 use crate::sim::scenario::Scenario;
 
@@ -248,9 +249,10 @@ fn rounded(value: Value) -> Value {
 /// The scenario's settings, in a line.
 #[must_use]
 pub fn settings(scenario: &Scenario) -> String {
-    let Scenario { trace, replicas, model, seeds, duration_s, warm_up_s, .. } = scenario;
+    let Scenario { trace, replicas, seeds, duration_s, warm_up_s, .. } = scenario;
+    let fleet = fleet_shown(*replicas, &scenario.model_shown());
     let mut out = format!(
-        "`{trace}`, {replicas} × {model}, {seeds} seeds, {duration_s} s of which {warm_up_s} s warm-up; beacons every \
+        "`{trace}`, {fleet}, {seeds} seeds, {duration_s} s of which {warm_up_s} s warm-up; beacons every \
          {} s, {} s late, {} % lost; network {} ms",
         scenario.beacon_period_s,
         scenario.beacon_delay_s,

@@ -138,7 +138,7 @@ pub(super) fn read(lines: &mut Lines<impl BufRead>, name: String) -> Result<Work
         let calls = calls(&session, &mut ids, &mut kept)?;
         scripts.push(Script { at_s: 0.0, calls: calls.into_boxed_slice() });
     }
-    Ok(Workload { name, pace: Pace::Closed, classes: vec!["all".to_owned()], scripts })
+    Ok(Workload { name, pace: Pace::Closed, classes: vec!["all".to_owned()], scripts, hot: None })
 }
 
 fn calls(session: &Session, ids: &mut u64, kept: &mut Kept) -> Result<Vec<Call>, LineFault> {
