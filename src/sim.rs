@@ -8,6 +8,7 @@ pub mod batch;
 pub mod cache;
 pub mod engine;
 pub mod fleet;
+mod memory;
 pub mod model;
 pub mod report;
 pub mod result;

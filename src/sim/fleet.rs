@@ -7,6 +7,9 @@
 //!   - { count: 4, speed: 0.5, kv_tokens: 200k, block_tokens: 32 }
 //! ```
 //! `--fleet '4*llama-3.1-8b,4*llama-3.1-8b(speed=0.5,kv_tokens=200k,block_tokens=32)'`
+//!
+//! Of `llama.cpp`, `kv_tokens` is the context that its `slots` share, and the host tier its host cache:
+//! `--fleet '4*llama.cpp(slots=4,kv_tokens=16k)'`.
 
 use std::fmt;
 use std::ops::RangeInclusive;

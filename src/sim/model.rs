@@ -39,8 +39,21 @@ pub struct EngineModel {
     pub kv_bytes_per_token: u64,
     /// Tokens that fit in the host's memory beside the engine's.
     pub host_tokens: u64,
+    /// How it keeps what it computed.
+    pub kind: Kind,
     /// Whether the gateway is configured to know how much fits; else it learns that.
     pub is_configured: bool,
+}
+
+/// How an engine keeps what it computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// One cache of blocks for all requests, as vLLM has it.
+    #[default]
+    Blocks,
+    /// A slot for each of `sequences_max` requests with an equal share of `kv_tokens`, as llama.cpp has them
+    /// ([`super::slots`]).
+    Slots,
 }
 
 /// To bring a gigabyte back from the host's memory, seconds.
@@ -49,7 +62,7 @@ const RESTORE_S_PER_GB: f64 = 0.026;
 impl EngineModel {
     /// The models that there are.
     #[must_use]
-    pub fn all() -> [Self; 3] {
+    pub fn all() -> [Self; 4] {
         let base = |name, kv_tokens, kv_bytes_per_token: u32| Self {
             name,
             prefill_base_s: 0.0,
@@ -67,6 +80,7 @@ impl EngineModel {
             restore_s_per_token: f64::from(kv_bytes_per_token) * RESTORE_S_PER_GB / 1e9,
             kv_bytes_per_token: u64::from(kv_bytes_per_token),
             host_tokens: 0,
+            kind: Kind::Blocks,
             is_configured: true,
         };
         [
@@ -99,6 +113,23 @@ impl EngineModel {
                 decode_s_per_sequence: 0.031e-3,
                 decode_s_per_context_token: 2.8e-8,
                 ..base("llama-3.1-70b", 433_000, 327_680)
+            },
+            // llama.cpp's server with a model of 13 MB (two layers, 2 KV heads of 64, in 32 bits) on one core: slots and not
+            // blocks. Fitted to the server that tests run; `speed` makes it another.
+            Self {
+                prefill_base_s: 1.0e-3,
+                prefill_s_per_token: 0.052e-3,
+                attention_s_per_token_pair: 8.5e-8,
+                decode_base_s: 0.27e-3,
+                decode_s_per_sequence: 0.02e-3,
+                decode_s_per_context_token: 3.5e-7,
+                block_tokens: 1,
+                sequences_max: 4,
+                step_tokens_max: 2_048,
+                overhead_s: 4.0e-3,
+                overhead_s_per_output_token: 0.02e-3,
+                kind: Kind::Slots,
+                ..base("llama.cpp", 16_384, 2_048)
             },
         ]
     }

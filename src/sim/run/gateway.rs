@@ -4,12 +4,13 @@ mod exact;
 
 use self::exact::Exact;
 use super::super::engine::SimEngine;
+use super::super::model::{EngineModel, Kind};
 use super::super::workload::Segment;
 use super::clients::mix;
 use super::{Ablation, Beacons, Chooser, Live, Plan};
 use crate::clock::Now;
 use crate::config::{Config, ReplicaConfig};
-use crate::fleet::Registry;
+use crate::fleet::{Discovered, Engine, Registry};
 use crate::id::{BlockHash, PoolId, ReplicaSlot};
 use crate::learn::Rates;
 use crate::load::report::{LoadReport, LoadSource};
@@ -20,6 +21,7 @@ use crate::pipeline::{Answered, Decider, Placement, Prompt, Shared, SharedConfig
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::memory::Said;
 use crate::prefix::pending::Awaited;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// What all replicas serve, whatever they compute it with.
@@ -97,17 +99,18 @@ impl Gateway {
         let shared = Shared::new(&sizes).expect("memory for the index");
         #[expect(clippy::expect_used, reason = "the fleet was made to fit")]
         let (fleet, change) =
-            Registry::new(slots).rebuild(&config.replicas, &[], &Default::default(), |_| true).expect("a small fleet");
+            Registry::new(slots).rebuild(&config.replicas, &[], &said(&plan.engines), |_| true).expect("a small fleet");
         let mut decider = Decider::new(&config, slots, 0, 1, plan.seed);
         let (mut publishers, inboxes) = rings(1, 1, REPORTS_MAX);
         inboxes.into_iter().for_each(|inbox| decider.attach(inbox));
         let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
         shared.apply(&change, &snapshot, Now(0));
-        // Engines say how large their blocks are on their metrics page.
-        for (slot, engine) in
-            plan.engines.iter().enumerate().filter_map(|(n, engine)| Some((ReplicaSlot::from_index(n)?, engine)))
-        {
-            shared.hear_cache(slot, Said { block_tokens: Some(engine.block_tokens), ..Said::default() });
+        // Engines with blocks say on their metrics page how large these are.
+        for (number, engine) in plan.engines.iter().enumerate().filter(|(_, engine)| engine.kind == Kind::Blocks) {
+            let said = Said { block_tokens: Some(engine.block_tokens), ..Said::default() };
+            if let Some(slot) = ReplicaSlot::from_index(number) {
+                shared.hear_cache(slot, said);
+            }
         }
         Self {
             shared: Arc::new(shared),
@@ -263,6 +266,21 @@ impl Gateway {
             self.decider.hear(&self.shared, now);
         }
     }
+}
+
+/// What engines say of themselves when they are asked, by the replica's name: llama.cpp that it is, its slots and context.
+fn said(engines: &[EngineModel]) -> HashMap<String, Discovered> {
+    let mut said = HashMap::new();
+    for (number, engine) in engines.iter().enumerate().filter(|(_, engine)| engine.kind == Kind::Slots) {
+        let discovered = Discovered {
+            models: vec![MODEL.to_owned()],
+            engine: Engine::LlamaCpp,
+            slots: u32::try_from(engine.sequences_max).ok(),
+            kv_tokens: Some(engine.kv_tokens),
+        };
+        said.insert(format!("r{number}"), discovered);
+    }
+    said
 }
 
 /// The fingerprint of a prompt: a hash for each whole block, which stands for all before it, as segments do.

@@ -14,14 +14,6 @@ use super::{Chooser, Plan};
 use crate::clock::Now;
 use std::time::Duration;
 
-/// A request's first token, for the hit rate.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct First {
-    pub(super) class: u8,
-    pub(super) prompt_tokens: u32,
-    pub(super) cached: u32,
-}
-
 /// What is kept of a run.
 #[derive(Debug)]
 pub(super) struct History {
@@ -45,7 +37,10 @@ struct Kept {
     tokens: Vec<(u64, u64)>,
     hit_rates: Vec<Vec<f32>>,
     classes: Vec<String>,
-    /// Requests for hot prefixes that each replica got since the last look.
+    /// Requests that each replica got since the last look.
+    requests: Vec<u32>,
+    requests_per_s: Vec<Vec<f32>>,
+    /// Of these, the ones for hot prefixes.
     hot_requests: Vec<u32>,
     hot_shares: Vec<Vec<f32>>,
     holding: Vec<Vec<f32>>,
@@ -79,18 +74,19 @@ impl History {
         if let Some(herd) = &mut self.herd {
             herd.placed(prompt, place, engines, now);
         }
-        if let (Some(kept), Some(holders)) = (&mut self.series, &self.holders)
-            && holders.is_hot(prompt)
-            && let Some(count) = kept.hot_requests.get_mut(place)
-        {
-            *count += 1;
+        if let Some(kept) = &mut self.series {
+            let is_hot = self.holders.as_ref().is_some_and(|holders| holders.is_hot(prompt));
+            let counts = [Some(&mut kept.requests), is_hot.then_some(&mut kept.hot_requests)];
+            for count in counts.into_iter().flatten().filter_map(|counts| counts.get_mut(place)) {
+                *count += 1;
+            }
         }
     }
 
     /// A first token has come.
     pub(super) fn first(&mut self, asked: &Asked, prompt_tokens: u32, cached: u32) {
         if let Some(kept) = &mut self.series {
-            kept.first(First { class: asked.class, prompt_tokens, cached });
+            kept.first(asked.class, (prompt_tokens, cached));
         }
     }
 
@@ -123,6 +119,8 @@ impl Kept {
             tokens: vec![(0, 0); 1 + classes.len()],
             hit_rates: columns(1 + classes.len()),
             classes,
+            requests: vec![0; replicas],
+            requests_per_s: columns(replicas),
             hot_requests: vec![0; replicas],
             hot_shares: columns(if hot > 0 { replicas } else { 0 }),
             holding: columns(hot),
@@ -153,6 +151,10 @@ impl Kept {
             rates.push(if *prompt > 0 { percent(*cached, *prompt) } else { before });
             (*prompt, *cached) = (0, 0);
         }
+        let period_s = narrow(self.period.as_secs_f64());
+        for (count, rates) in self.requests.iter_mut().zip(&mut self.requests_per_s) {
+            rates.push(lossy(std::mem::take(count)) / period_s);
+        }
         let all: u32 = self.hot_requests.iter().sum();
         for (count, shares) in self.hot_requests.iter_mut().zip(&mut self.hot_shares) {
             shares.push(percent(u64::from(*count), u64::from(all.max(1))));
@@ -163,15 +165,13 @@ impl Kept {
         }
     }
 
-    fn first(&mut self, first: First) {
-        let of_class = self.tokens.get_mut(1 + usize::from(first.class)).map(|tokens| (tokens, first));
-        if let Some(((prompt, cached), first)) = of_class {
-            *prompt += u64::from(first.prompt_tokens);
-            *cached += u64::from(first.cached);
-        }
-        if let Some((prompt, cached)) = self.tokens.first_mut() {
-            *prompt += u64::from(first.prompt_tokens);
-            *cached += u64::from(first.cached);
+    fn first(&mut self, class: u8, (prompt_tokens, cached_tokens): (u32, u32)) {
+        let of_class = 1 + usize::from(class);
+        for place in [0, of_class] {
+            if let Some((prompt, cached)) = self.tokens.get_mut(place) {
+                *prompt += u64::from(prompt_tokens);
+                *cached += u64::from(cached_tokens);
+            }
         }
     }
 
@@ -185,6 +185,7 @@ impl Kept {
             values,
         };
         let mut all = vec![
+            series("requests placed a second", "", Vec::new(), self.requests_per_s),
             series("requests in flight", "", Vec::new(), self.in_flight),
             series("KV cache in use", "%", Vec::new(), self.kv_usage),
             series("prompt tokens waiting for prefill", "", Vec::new(), self.prefill_tokens),

@@ -147,6 +147,60 @@ fn herds_are_seen() {
     assert!(herding("sticky", late).abs() < 0.02, "{}", herding("sticky", late));
 }
 
+/// Runs `workload` on two replicas as they are and two that `change` makes others; the share of requests that the latter
+/// got.
+fn on_unlike(
+    workload: &Workload,
+    name: &str,
+    load: f64,
+    change: impl Fn(EngineModel) -> EngineModel,
+) -> (RunResult, f64) {
+    let mut plan = plan(workload, named(name), 11);
+    (plan.load, plan.history_period_s, plan.duration_s) = (load, 5.0, 600.0);
+    for engine in plan.engines.iter_mut().skip(2) {
+        *engine = change(engine.clone());
+    }
+    let result = run(&plan);
+    let series = result.series.iter().find(|series| series.name.starts_with("requests placed")).unwrap();
+    let sums: Vec<f32> = series.values.iter().map(|values| values.iter().sum()).collect();
+    let share = f64::from(sums[2] + sums[3]) / f64::from(sums.iter().sum::<f32>());
+    (result, share)
+}
+
+#[test]
+fn the_share_of_requests_follows_speed() {
+    // Lone prompts, so that nothing but speed tells replicas apart, at nine tenths of what the four can do together.
+    let mut random = fastrand::Rng::with_seed(2);
+    let mut at_s = 0.0;
+    let script = |number: u64| {
+        at_s += -random.f64().ln() * 0.085;
+        Script { at_s, calls: Box::new([call(&[(number + 1, 8_000)], 0, &[], 0.0)]) }
+    };
+    let scripts = (0..9_000).map(script).collect();
+    let classes = vec!["all".to_owned()];
+    let workload = Workload { name: "lone".to_owned(), pace: Pace::Timed, classes, scripts, hot: None };
+    let half = |engine: EngineModel| engine.at_speed(0.5);
+    let (price, share) = on_unlike(&workload, "price", 1.0, half);
+    assert!((0.2..0.4).contains(&share), "a third of the work is right: {share}");
+    let (blind, even) = on_unlike(&workload, "round_robin", 1.0, half);
+    assert!((even - 0.5).abs() < 0.01, "{even}");
+    assert!(price.ttft_p90_s < blind.ttft_p90_s / 2.0, "{} {}", price.ttft_p90_s, blind.ttft_p90_s);
+}
+
+#[test]
+fn half_the_memory_is_known_or_learned() {
+    let workload = conversations(400, 30);
+    // Contexts of four to twenty thousand tokens: eight a replica fill half of the smaller ones.
+    let smaller = |tokens: u64, is_configured: bool| {
+        move |engine: EngineModel| EngineModel { kv_tokens: tokens, is_configured, ..engine }
+    };
+    let (told, _) = on_unlike(&workload, "price", 10.0, smaller(60_000, true));
+    let (learned, _) = on_unlike(&workload, "price", 10.0, smaller(60_000, false));
+    let (blind, _) = on_unlike(&workload, "least_request", 10.0, smaller(60_000, true));
+    assert!(told.hit_rate > blind.hit_rate + 0.1, "{} {}", told.hit_rate, blind.hit_rate);
+    assert!((told.hit_rate - learned.hit_rate).abs() < 0.05, "{} {}", told.hit_rate, learned.hit_rate);
+}
+
 #[test]
 fn what_cannot_run_is_rejected() {
     let mut workload = conversations(3, 1);
