@@ -16,4 +16,5 @@ pub mod run;
 pub mod scenario;
 pub mod slots;
 pub mod suite;
+pub mod tune;
 pub mod workload;

@@ -3,6 +3,7 @@
 mod evidence;
 mod play;
 mod progress;
+mod tune;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use crate::sim::fleet;
 use crate::sim::report::grid::{BOUNDS, Grid, base_name};
 use crate::sim::report::{html, table};
 use crate::sim::result::RunResult;
-use crate::sim::scenario::{OutputFormat, Scenario};
+use crate::sim::scenario::{OutputFormat, Scenario, Split};
 use progress::Progress;
 
 /// Most bytes read of a scenario or suite.
@@ -35,6 +36,8 @@ Examples:
     emberlane sim --trace generate:chat --fleet '4*llama-3.1-8b,4*llama-3.1-8b(speed=0.5,kv_tokens=210k)'
   The same from a file, with one thing changed:
     emberlane sim --scenario chat.yaml --beacon-delay 1
+  Parameters for baselines, found on the half of the trace that is kept for that:
+    emberlane sim --tune --trace perf/traces/agent_sessions.jsonl.gz --policy sticky_until_saturated,chwbl --load 3,5
   The page perf/scheduling.md: its claims, figures and plots, made again:
     emberlane sim --suite perf/scheduling.yaml";
 
@@ -115,11 +118,17 @@ pub struct SimArgs {
     /// Say nothing of how far it is.
     #[arg(long)]
     pub quiet: bool,
+    /// Which part of a trace is played: `whole`, or one of two halves, `test` and `tuning`, that have nothing in common.
+    #[arg(long, value_name = "PART")]
+    pub split: Option<Split>,
+    /// Try each policy's own parameters on the half for tuning, and say which are best.
+    #[arg(long, conflicts_with_all = ["json", "html", "split", "variant"])]
+    pub tune: bool,
     /// Run the scenarios of this file, check its claims, and write its page beside it.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "trace", "replicas", "model", "fleet", "policies", "loads", "seeds", "seed", "duration", "warm_up", "beacon_period",
         "beacon_delay", "beacon_loss", "network_delay", "host_tier_gb", "history_period", "variant", "scenario", "json",
-        "html",
+        "html", "split", "tune",
     ])]
     pub suite: Option<PathBuf>,
     /// With --suite: fewer seeds, and the page goes to target/scheduling.
@@ -143,6 +152,7 @@ pub fn run(args: &SimArgs) -> ExitCode {
 fn run_with(args: &SimArgs, runner: &dyn Runner, out: &mut dyn Write) -> ExitCode {
     let done = match &args.suite {
         Some(suite) => evidence::run(args, suite, runner, out),
+        None if args.tune => tune::run(args, runner, out).map(|()| ExitCode::SUCCESS),
         None => compare(args, runner, out).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
@@ -294,6 +304,7 @@ fn scenario(args: &SimArgs) -> Result<Scenario, SimError> {
     set(&mut scenario.network_delay_s, &args.network_delay);
     set(&mut scenario.host_tier_gb, &args.host_tier_gb);
     set(&mut scenario.history_period_s, &args.history_period);
+    set(&mut scenario.split, &args.split);
     if !args.policies.is_empty() {
         scenario.policies = args.policies.iter().flat_map(|list| split(list)).collect();
     }

@@ -50,6 +50,8 @@ const HOST_TIER_GB: RangeInclusive<f64> = 0.0..=1e6;
 pub struct Scenario {
     /// A trace's path or `generate:NAME[,key=value…]`, as [`super::workload::Source`] reads it. Default `generate:chat`.
     pub trace: String,
+    /// Which part of it is played. Default all.
+    pub split: Split,
     /// Replicas of the fleet. Default 8.
     pub replicas: u32,
     /// Groups of replicas that differ; empty: all are alike. `replicas` is how many they are together.
@@ -84,6 +86,33 @@ pub struct Scenario {
     pub output: OutputFormat,
 }
 
+/// A part of a trace; see [`super::workload::Source::half`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Split {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The half on which policies are compared.
+    Test,
+    /// The half on which their parameters are chosen.
+    Tuning,
+}
+
+impl Split {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Whole, Self::Test, Self::Tuning];
+
+    /// The name in a scenario.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Test => "test",
+            Self::Tuning => "tuning",
+        }
+    }
+}
+
 /// How results are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OutputFormat {
@@ -115,6 +144,7 @@ impl Default for Scenario {
     fn default() -> Self {
         Self {
             trace: "generate:chat".to_owned(),
+            split: Split::Whole,
             replicas: 8,
             fleet: Vec::new(),
             model: "llama-3.1-8b".to_owned(),
@@ -157,6 +187,8 @@ impl Scenario {
         let many = fleet::replicas(&fleet);
         let mut scenario = Self {
             trace: section.read("trace", default.trace, |field| name(field, "a path or `generate:NAME`")),
+            split: section
+                .read("split", default.split, |field| field.choice(&Split::ALL.map(|split| (split.as_str(), split)))),
             replicas: section.read("replicas", many.unwrap_or(default.replicas), |field| field.count(REPLICAS)),
             fleet,
             model: section.read("model", default.model, |field| name(field, "a model's name")),
@@ -322,6 +354,7 @@ mod tests {
     fn every_field_is_read() {
         let text = "
 trace: perf/traces/mooncake_conversation.jsonl.gz
+split: test
 fleet: [{count: 3}, {speed: 0.5, model: llama-3.1-8b, kv_tokens: 100k}]
 model: qwen3-32b
 policies: [price, oracle]
@@ -338,6 +371,7 @@ output: json
 ";
         let expected = Scenario {
             trace: "perf/traces/mooncake_conversation.jsonl.gz".to_owned(),
+            split: Split::Test,
             replicas: 4,
             fleet: fleet::from_spec("3*x,llama-3.1-8b(speed=0.5,kv_tokens=100000)")
                 .map(|mut groups| {

@@ -10,8 +10,8 @@ use crate::config::PolicyConfig;
 use crate::sim::batch::{Job, Runner};
 use crate::sim::result::RunResult;
 use crate::sim::run::{Ablation, Beacons, BoundName, Chooser, Plan, run};
-use crate::sim::scenario::Scenario;
-use crate::sim::workload::{Pace, Source, Workload};
+use crate::sim::scenario::{Scenario, Split};
+use crate::sim::workload::{Half, Pace, Source, Workload};
 
 /// Beacons of the variant in which they are late.
 const LATE_BEACONS_S: f64 = 1.0;
@@ -45,7 +45,12 @@ impl Runner for Player {
     }
 
     fn run(&self, scenario: &Scenario, job: &Job, simulated: &AtomicU64) -> Result<RunResult, String> {
-        let workload = self.source(&scenario.trace)?.workload(job.seed);
+        let source = self.source(&scenario.trace)?;
+        let workload = match scenario.split {
+            Split::Whole => source.workload(job.seed),
+            Split::Test => source.half(Half::Test, job.seed),
+            Split::Tuning => source.half(Half::Tuning, job.seed),
+        };
         let (beacons, ablation) = changed(scenario, &job.variant)?;
         let (duration_s, warm_up_s) = times(scenario, &workload, job.load);
         let plan = Plan {

@@ -12,7 +12,7 @@ use super::{Entry, Suite, page};
 use crate::sim::batch::{self, BatchError, Job, Observer, Runner};
 use crate::sim::report::grid::fleet_shown;
 use crate::sim::result::RunResult;
-use crate::sim::scenario::Scenario;
+use crate::sim::scenario::{Scenario, Split};
 
 /// A scenario and its results.
 #[derive(Debug)]
@@ -259,6 +259,9 @@ pub fn settings(scenario: &Scenario) -> String {
         scenario.beacon_loss * 100.0,
         scenario.network_delay_s * 1e3
     );
+    if scenario.split != Split::Whole {
+        out.push_str(&format!("; the {} half of the trace", scenario.split.as_str()));
+    }
     if scenario.host_tier_gb > 0.0 {
         out.push_str(&format!("; host tier {} GB", scenario.host_tier_gb));
     }
