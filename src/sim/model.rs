@@ -187,4 +187,27 @@ mod tests {
             assert_eq!(EngineModel::by_name(model.name).as_ref(), Some(model));
         }
     }
+
+    /// Dynamo's mocker has times of its own, from another fit: `4.21e-7·x² + 0.01518·x + 16.5` ms for a prompt of `x`
+    /// tokens, the server's overhead included, and `max(1, −25.74·p² + 54.01·p + 5.74)` ms for a decode step with the
+    /// share `p` of the KV cache in use.
+    #[test]
+    fn times_are_of_the_order_of_dynamos() {
+        let model = EngineModel::by_name("llama-3.1-8b").unwrap();
+        for tokens in [1_000.0, 2_000.0, 4_000.0, 8_000.0, 16_000.0, 32_000.0_f64] {
+            let chunks = (tokens / f64::from(model.step_tokens_max)).ceil();
+            let own_s = model.overhead_s + chunks * model.prefill_base_s + model.prefill_s(tokens, 0.0);
+            let theirs_s = (4.21e-7 * tokens * tokens + 0.015_18 * tokens + 16.5) / 1e3;
+            println!("prefill of {tokens}: {own_s:.3} s, Dynamo {theirs_s:.3} s");
+            assert!((0.8..1.3).contains(&(own_s / theirs_s)), "{tokens}: {own_s} {theirs_s}");
+        }
+        for share in [0.0, 0.1, 0.25, 0.5, 0.75, 0.9_f64] {
+            let context = share * model.kv_tokens as f64;
+            // Contexts of 2,000 tokens each.
+            let own_s = model.decode_base_s + model.decode_s(context / 2_000.0, context);
+            let theirs_s = (-25.74 * share * share + 54.01 * share + 5.74).max(1.0) / 1e3;
+            println!("decode with {share} of the cache: {own_s:.4} s, Dynamo {theirs_s:.4} s");
+            assert!((0.5..1.1).contains(&(own_s / theirs_s)), "{share}: {own_s} {theirs_s}");
+        }
+    }
 }

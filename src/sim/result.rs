@@ -57,7 +57,7 @@ pub struct RunResult {
     pub admission_wait_mean_s: f64,
     /// Share of the engines' time in which they computed.
     pub busy_share: f64,
-    /// The busiest replica's requests, as a multiple of the mean.
+    /// The time in which the busiest replica computed, as a multiple of the mean.
     pub imbalance: f64,
     /// Requests that engines had to start over for want of memory.
     pub preemptions: u64,

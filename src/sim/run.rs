@@ -1,18 +1,20 @@
 //! One run: clients ask, the gateway places, engines compute, all under one virtual clock. What happens is a queue of
 //! events in the order of their times; those of one moment keep the order in which they were put there, so that a run is
-//! the same each time.
+//! the same each time ([`queue`]).
 
 mod bounds;
 mod clients;
 mod gateway;
 mod history;
 mod measure;
+mod queue;
 
 use self::bounds::Bound;
 use self::clients::{Asked, Clients};
 use self::gateway::{Gateway, Held};
 use self::history::History;
 use self::measure::Measure;
+use self::queue::{Lane, Queue};
 use super::cache::ById;
 use super::engine::{Emitted, EngineRequest, SimEngine};
 use super::model::EngineModel;
@@ -21,8 +23,6 @@ use super::workload::{Segment, Workload};
 use crate::clock::Now;
 use crate::config::PolicyConfig;
 use crate::id::ReplicaSlot;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::time::Duration;
 
 /// What chooses replicas.
@@ -200,9 +200,7 @@ pub fn run(plan: &Plan<'_>) -> RunResult {
 struct Run<'p> {
     plan: &'p Plan<'p>,
     now: Now,
-    events: BinaryHeap<Reverse<(Now, u64, Event)>>,
-    /// Events so far: those of one moment keep their order.
-    count: u64,
+    events: Queue,
     engines: Vec<SimEngine>,
     clients: Clients<'p>,
     gateway: Gateway,
@@ -225,8 +223,7 @@ impl<'p> Run<'p> {
         let mut run = Self {
             plan,
             now: Now(0),
-            events: BinaryHeap::new(),
-            count: 0,
+            events: Queue::default(),
             engines: plan.engines.iter().cloned().map(SimEngine::new).collect(),
             clients: Clients::new(plan.workload, plan.load, plan.engines.len(), plan.seed),
             gateway: Gateway::new(plan),
@@ -266,7 +263,7 @@ impl<'p> Run<'p> {
     fn play(mut self) -> (RunResult, Vec<(u64, Vec<Segment>)>) {
         let end = Now(0).plus(seconds(self.plan.warm_up_s + self.plan.duration_s));
         let last = end.plus(seconds(TAIL_S));
-        while let Some(Reverse((now, _, event))) = self.events.pop() {
+        while let Some((now, event)) = self.events.pop() {
             if now > last || now > end && self.measure.pending == 0 {
                 break;
             }
@@ -325,8 +322,7 @@ impl<'p> Run<'p> {
     }
 
     fn at(&mut self, at: Now, event: Event) {
-        self.count += 1;
-        self.events.push(Reverse((at, self.count, event)));
+        self.events.push(at, event);
     }
 
     fn at_s(&mut self, at_s: f64, event: Event) {
@@ -501,7 +497,9 @@ impl<'p> Run<'p> {
 
     fn beacon(&mut self, engine: u32) {
         let beacons = self.plan.beacons;
-        self.after_s(beacons.period_s, Event::Beacon { engine });
+        let after = |after_s: f64| self.now.plus(seconds(after_s));
+        let (again, heard) = (after(beacons.period_s), after(beacons.delay_s));
+        self.events.push_in_order(Lane::Looks, again, Event::Beacon { engine });
         if beacons.loss > 0.0 && self.rng.f64() < beacons.loss {
             return;
         }
@@ -509,7 +507,8 @@ impl<'p> Run<'p> {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share in millionths")]
         let kv_usage_ppm = (gauges.kv_usage * 1e6) as u32;
         let (running, waiting, prefill_tokens) = (gauges.running, gauges.waiting, gauges.prefill_tokens);
-        self.after_s(beacons.delay_s, Event::Report { engine, running, waiting, kv_usage_ppm, prefill_tokens });
+        let report = Event::Report { engine, running, waiting, kv_usage_ppm, prefill_tokens };
+        self.events.push_in_order(Lane::Reports, heard, report);
     }
 }
 

@@ -138,12 +138,12 @@ pub fn pick(scores: &[Score]) -> Option<&Score> {
 /// The scores of one policy after the other as a table, the picks marked.
 #[must_use]
 pub fn table(policies: &[Vec<Score>]) -> Table {
-    let heading = ["policy", "TTFT p50 s", "p90 s", "objective s", "of documented"];
+    let heading = ["policy", "TTFT p50 s", "p90 s", "of documented"];
     let mut table = Table { heading: heading.map(str::to_owned).to_vec(), rows: Vec::new(), texts: 1 };
     for scores in policies {
         let (picked, first_s) = (pick(scores), scores.first().map_or(1.0, Score::objective_s));
         for score in scores {
-            let shown = [score.ttft_p50_s, score.ttft_p90_s, score.objective_s(), score.objective_s() / first_s]
+            let shown = [score.ttft_p50_s, score.ttft_p90_s, score.objective_s() / first_s]
                 .map(|value| Cell::from(format!("{value:.3}")));
             let mut row = vec![Cell::from(score.spec.clone())];
             row.extend(shown);

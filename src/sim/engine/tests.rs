@@ -90,3 +90,83 @@ fn memory_runs_out_in_order_and_all_end() {
     let refused = play(&mut engine, vec![(0.0, request(99, &[(9, 2_900)], 200))]);
     assert_eq!(refused, [(0.0, Emitted::Refused { id: 99 })]);
 }
+
+#[test]
+fn a_step_that_does_both_takes_the_decodes_and_the_prefill_without_its_base() {
+    let model = model();
+    let mut engine = SimEngine::new(model.clone());
+    let arrivals = vec![(0.0, request(0, &[(1, 1_000)], 500)), (1.0, request(1, &[(2, 4_000)], 2))];
+    let told = play(&mut engine, arrivals);
+    let first = at(&told, |one| matches!(one, Emitted::First { id: 1, .. }));
+    // It waits for the end of the step under way; then one step for both.
+    let both = model.decode_base_s + model.decode_s(1.0, 1_150.0) + model.prefill_s(4_000.0, 0.0);
+    assert!((both..both + 0.0066).contains(&(first - 1.0)), "{first} {both}");
+}
+
+#[test]
+fn no_more_run_at_once_than_the_engine_takes() {
+    let mut engine = SimEngine::new(model());
+    let mut out = Vec::new();
+    for id in 0..300 {
+        engine.submit(request(id, &[(u64::from(id) + 1, 20)], 100), Now(0), &mut out);
+    }
+    // The first has begun alone; the others come with the next step, together.
+    let now = engine.next_at().unwrap();
+    engine.advance(now, &mut out);
+    let gauges = engine.gauges();
+    assert_eq!((gauges.running, gauges.waiting), (256, 44));
+}
+
+#[test]
+fn a_step_has_no_more_tokens_than_it_may() {
+    let mut engine = SimEngine::new(model());
+    let arrivals = vec![(0.0, request(0, &[(1, 20_000)], 1))];
+    let told = play(&mut engine, arrivals);
+    // Three steps: 8,192 and 8,192 and 3,616 tokens, each with its base.
+    let model = model();
+    let steps = [(8_192.0, 0.0), (8_192.0, 8_192.0), (3_616.0, 16_384.0)];
+    let expected: f64 = steps.iter().map(|(new, before)| model.prefill_base_s + model.prefill_s(*new, *before)).sum();
+    let first = at(&told, |one| matches!(one, Emitted::First { .. }));
+    assert!((first - expected).abs() < 1e-6, "{first} {expected}");
+}
+
+#[test]
+fn what_is_in_the_hosts_memory_comes_back_at_26_ms_a_gigabyte() {
+    let small = EngineModel { kv_tokens: 10_000, ..model() }.with_host_tier_gb(10.0);
+    let mut engine = SimEngine::new(small);
+    let arrivals = vec![
+        (0.0, request(0, &[(1, 9_600)], 1)),
+        (5.0, request(1, &[(2, 9_600)], 1)),
+        (10.0, request(2, &[(1, 9_600), (3, 160)], 1)),
+    ];
+    let told = play(&mut engine, arrivals);
+    let cached = told.iter().find_map(|(_, one)| match one {
+        Emitted::First { id: 2, cached } => Some(*cached),
+        _ => None,
+    });
+    assert_eq!(cached, Some(9_600));
+    let first = at(&told, |one| matches!(one, Emitted::First { id: 2, .. })) - 10.0;
+    let model = model();
+    let restored_s = 9_600.0 * 131_072.0 / 1e9 * 0.026;
+    let expected = model.prefill_base_s + model.prefill_s(160.0, 9_600.0) + restored_s;
+    // What of the first prompt is still on the device need not come back.
+    assert!(first <= expected + 1e-6 && first > expected * 0.9, "{first} {expected}");
+}
+
+#[test]
+fn an_engine_with_slots_runs_as_many_as_it_has_and_keeps_one_each() {
+    let model = EngineModel { sequences_max: 2, kv_tokens: 2_048, ..EngineModel::by_name("llama.cpp").unwrap() };
+    let mut engine = SimEngine::new(model);
+    let arrivals = (0..4).map(|n| (0.0, request(n, &[(u64::from(n) + 1, 500)], 20))).collect();
+    let told = play(&mut engine, arrivals);
+    let ends = told.iter().filter(|(_, one)| matches!(one, Emitted::Finished { .. })).count();
+    let first = |wanted: u32| at(&told, |one| matches!(one, Emitted::First { id, .. } if *id == wanted));
+    let end = at(&told, |one| matches!(one, Emitted::Finished { .. }));
+    assert!(ends == 4 && first(1) < end && first(2) > end, "{told:?}");
+    // The last two are there; a prompt that goes on from one of them finds it, one from the first does not.
+    let held = |id: u64| engine.held(&[Segment { id, tokens: 500 }, Segment { id: 99, tokens: 50 }]).device;
+    assert_eq!((held(4), held(1)), (500, 0));
+    let refused = play(&mut engine, vec![(0.0, request(9, &[(9, 1_024)], 10))]);
+    assert_eq!(refused, [(0.0, Emitted::Refused { id: 9 })], "it fits into no slot");
+    assert_eq!(engine.work().preemptions, 0);
+}

@@ -162,7 +162,7 @@ pub static METRICS: [Metric; 25] = [
         (run.requests > 0).then(|| run.rejected as f64 / run.requests as f64)
     }),
     metric!(busy_share, "engine time spent computing", "busy", Share, Neither, |run| Some(run.busy_share)),
-    metric!(imbalance, "busiest replica's requests, of the mean", "imbalance", Times, Neither, |run| {
+    metric!(imbalance, "busiest replica's computing, of the mean", "imbalance", Times, Neither, |run| {
         Some(run.imbalance)
     }),
     metric!(preemptions, "preemptions", "preempted", Count, Lower, |run| Some(run.preemptions as f64)),

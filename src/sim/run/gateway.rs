@@ -31,7 +31,7 @@ const BYTES_PER_TOKEN: usize = 4;
 /// Tokens of a block of the fingerprint.
 const BLOCK_TOKENS: u32 = (BLOCK_BYTES / BYTES_PER_TOKEN) as u32;
 /// Memory of the prefix index for each block that the fleet can hold, bytes, with room to spare.
-const INDEX_BYTES_PER_BLOCK: u64 = 512;
+const INDEX_BYTES_PER_BLOCK: u64 = 128;
 const INDEX_BYTES_MIN: u64 = 8 << 20;
 /// Reports that wait for a decision.
 const REPORTS_MAX: usize = 4096;
