@@ -48,6 +48,7 @@ Examples:
 /// not depend on how many runs are made at once.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct SimArgs {
     /// What is asked: a trace, or `generate:NAME[,KEY=VALUE…]`.
     #[arg(long, value_name = "FILE|generate:…")]

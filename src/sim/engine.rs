@@ -219,13 +219,12 @@ impl SimEngine {
             .collect();
         ends.sort_unstable();
         let (mut room, mut wait_s) = (self.memory.available(), 0.0);
-        let mut places = self.model.sequences_max.saturating_sub(self.running.len());
-        for (left, context) in ends {
+        let free = self.model.sequences_max.saturating_sub(self.running.len());
+        for (places, (left, context)) in (free..).zip(ends) {
             if room >= tokens + queued && places > self.waiting.len() {
                 break;
             }
             room += u64::from(context);
-            places += 1;
             wait_s = f64::from(left) * step_s;
         }
         (prefill_s + wait_s) * self.slowness

@@ -198,7 +198,6 @@ mod tests {
             let chunks = (tokens / f64::from(model.step_tokens_max)).ceil();
             let own_s = model.overhead_s + chunks * model.prefill_base_s + model.prefill_s(tokens, 0.0);
             let theirs_s = (4.21e-7 * tokens * tokens + 0.015_18 * tokens + 16.5) / 1e3;
-            println!("prefill of {tokens}: {own_s:.3} s, Dynamo {theirs_s:.3} s");
             assert!((0.8..1.3).contains(&(own_s / theirs_s)), "{tokens}: {own_s} {theirs_s}");
         }
         for share in [0.0, 0.1, 0.25, 0.5, 0.75, 0.9_f64] {
@@ -206,7 +205,6 @@ mod tests {
             // Contexts of 2,000 tokens each.
             let own_s = model.decode_base_s + model.decode_s(context / 2_000.0, context);
             let theirs_s = (-25.74 * share * share + 54.01 * share + 5.74).max(1.0) / 1e3;
-            println!("decode with {share} of the cache: {own_s:.4} s, Dynamo {theirs_s:.4} s");
             assert!((0.5..1.1).contains(&(own_s / theirs_s)), "{share}: {own_s} {theirs_s}");
         }
     }

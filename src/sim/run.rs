@@ -27,6 +27,7 @@ use std::time::Duration;
 
 /// What chooses replicas.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one a run")]
 pub enum Chooser {
     /// The production gateway with a policy.
     Policy(PolicyConfig),
@@ -179,6 +180,9 @@ struct Live {
     dictated: Option<u32>,
 }
 
+/// Prompts in the order of their arrival, each with its call's key.
+type Order = Vec<(u64, Vec<Segment>)>;
+
 /// Plays one run.
 #[must_use]
 pub fn run(plan: &Plan<'_>) -> RunResult {
@@ -213,7 +217,7 @@ struct Run<'p> {
     measure: Measure,
     history: History,
     /// Prompts in the order of their arrival, for Bélády.
-    order: Vec<(u64, Vec<Segment>)>,
+    order: Order,
     dictated: ById<u32>,
     rng: fastrand::Rng,
 }
@@ -260,7 +264,7 @@ impl<'p> Run<'p> {
         }
     }
 
-    fn play(mut self) -> (RunResult, Vec<(u64, Vec<Segment>)>) {
+    fn play(mut self) -> (RunResult, Order) {
         let end = Now(0).plus(seconds(self.plan.warm_up_s + self.plan.duration_s));
         let last = end.plus(seconds(TAIL_S));
         while let Some((now, event)) = self.events.pop() {

@@ -234,7 +234,10 @@ impl Scenario {
         if self.fleet.is_empty() {
             return self.model.clone();
         }
-        let named = |group: &Group| Group { model: group.model.clone().or(Some(self.model.clone())), ..group.clone() };
+        let named = |group: &Group| {
+            let model = group.model.as_ref().unwrap_or(&self.model);
+            Group { model: Some(model.clone()), ..group.clone() }
+        };
         self.fleet.iter().map(|group| named(group).to_string()).collect::<Vec<_>>().join(",")
     }
 

@@ -142,7 +142,7 @@ fn what_is_in_the_hosts_memory_comes_back_at_26_ms_a_gigabyte() {
     let told = play(&mut engine, arrivals);
     let cached = told.iter().find_map(|(_, one)| match one {
         Emitted::First { id: 2, cached } => Some(*cached),
-        _ => None,
+        Emitted::First { .. } | Emitted::Finished { .. } | Emitted::Refused { .. } => None,
     });
     assert_eq!(cached, Some(9_600));
     let first = at(&told, |one| matches!(one, Emitted::First { id: 2, .. })) - 10.0;

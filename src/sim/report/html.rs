@@ -87,7 +87,7 @@ pub fn grid_body(grid: &Grid<'_>) -> String {
         let means = to_html(&table::means(grid, place, &columns));
         let differences = table::differences(grid, place, &columns).map(|table| to_html(&table));
         let differences = differences.unwrap_or_default();
-        let _ = write!(out, "<details><summary>load {load}, in figures</summary>{means}{differences}</details>\n");
+        let _ = writeln!(out, "<details><summary>load {load}, in figures</summary>{means}{differences}</details>");
     }
     out
 }
@@ -135,10 +135,10 @@ fn plot_of(grid: &Grid<'_>, measure: &Measure, y_scale: Scale) -> Plot {
 fn legend(grid: &Grid<'_>) -> String {
     let mut out = String::from("<ul class='legend'>\n");
     for (place, line) in grid.lines.iter().enumerate() {
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<li><button data-k='{place}' aria-pressed='true'><svg class='plot'><path class='l' {} d='M0 5h28'/></svg>{}\
-             </button></li>\n",
+             </button></li>",
             plot::stroke(place),
             escape(&line.to_string())
         );

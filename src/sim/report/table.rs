@@ -89,16 +89,15 @@ impl Table {
         let mut out = String::new();
         for block in blocks(&widths) {
             for row in [&heading].into_iter().chain(&rows) {
-                let mut line = String::new();
-                for place in [0].into_iter().chain(block.clone()) {
+                let cell = |place: usize| {
                     let (text, width) = (row.get(place).map_or("", String::as_str), widths[place]);
-                    let cell = if place < self.texts.max(1) {
-                        format!("{}{text:<width$}", if place == 0 { "" } else { " " })
-                    } else {
-                        format!(" {text:>width$}")
-                    };
-                    line.push_str(&cell);
-                }
+                    match place {
+                        0 => format!("{text:<width$}"),
+                        place if place < self.texts => format!(" {text:<width$}"),
+                        _ => format!(" {text:>width$}"),
+                    }
+                };
+                let line: String = [0].into_iter().chain(block.clone()).map(cell).collect();
                 out.push_str(line.trim_end());
                 out.push('\n');
             }
@@ -307,8 +306,8 @@ mod tests {
     fn figures_have_three_digits_that_count() {
         let shown = |mean| format!("{mean:.*}", decimals(mean));
         assert_eq!(
-            [0.0, 0.071_23, 0.5, 3.14159, 42.0, 1234.5].map(shown),
-            ["0", "0.0712", "0.500", "3.14", "42.0", "1234"]
+            [0.0, 0.071_23, 0.5, 3.456_78, 42.0, 1234.5].map(shown),
+            ["0", "0.0712", "0.500", "3.46", "42.0", "1234"]
         );
     }
 }

@@ -29,6 +29,7 @@ const MODEL: &str = "m";
 /// Prompt bytes of a token: what the gateway takes for the truth before it learns, and is the truth here.
 const BYTES_PER_TOKEN: usize = 4;
 /// Tokens of a block of the fingerprint.
+#[expect(clippy::cast_possible_truncation, reason = "a few dozen")]
 const BLOCK_TOKENS: u32 = (BLOCK_BYTES / BYTES_PER_TOKEN) as u32;
 /// Memory of the prefix index for each block that the fleet can hold, bytes, with room to spare.
 const INDEX_BYTES_PER_BLOCK: u64 = 128;

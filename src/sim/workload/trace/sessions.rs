@@ -112,11 +112,10 @@ impl Pieces {
         for part in prompt {
             let Some(piece) = self.0.get(part.piece) else { continue };
             let mut from = 0;
-            let mut id = piece.first_id;
-            for to in piece.cuts.iter().copied().filter(|cut| *cut < part.tokens).chain([part.tokens]) {
+            let cuts = piece.cuts.iter().copied().filter(|cut| *cut < part.tokens).chain([part.tokens]);
+            for (id, to) in (piece.first_id..).zip(cuts) {
                 segments.push(Segment { id, tokens: to - from });
                 from = to;
-                id += 1;
             }
         }
         segments
