@@ -14,7 +14,7 @@ pub(crate) mod read;
 mod reload;
 mod resolve;
 mod schema;
-mod spec;
+pub(crate) mod spec;
 pub mod unit;
 mod write;
 pub(crate) mod yaml;

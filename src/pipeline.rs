@@ -172,6 +172,8 @@ impl Placement {
 pub struct Decider {
     parser: Parser,
     depths: WarmDepths,
+    /// The next decision takes `depths` as they are.
+    is_told: bool,
     candidates: Candidates,
     inbox: Option<Inbox>,
     reports: ReportColumns,
@@ -197,6 +199,7 @@ impl Decider {
         Self {
             parser: Parser::new(limits),
             depths: WarmDepths::new(slots_max),
+            is_told: false,
             candidates: Candidates::default(),
             inbox: None,
             reports: ReportColumns::new(slots_max),
@@ -242,6 +245,14 @@ impl Decider {
         let heard = inbox.as_mut().map_or(0, |inbox| inbox.drain(most, |report| reports.fold(&report, &shared.load)));
         reports.advance(now);
         heard
+    }
+
+    /// How much of the next prompt each replica holds is known, and written here: that decision asks no index. For
+    /// comparisons with what a gateway could know at best; all depths are zero at first.
+    pub fn tell_depths(&mut self) -> &mut WarmDepths {
+        self.is_told = true;
+        self.depths.clear();
+        &mut self.depths
     }
 
     /// Decides where `body` runs: parse → fingerprint → price → pick. The placement is on record at once, so that a
@@ -407,7 +418,9 @@ impl Decider {
         now: Now,
     ) -> Result<(), Reject> {
         let pool = pool_by_id(snapshot, placement.decision.pool).ok_or(Reject::NoReplica)?;
-        shared.index.lookup(chain, &mut self.depths);
+        if !std::mem::take(&mut self.is_told) {
+            shared.index.lookup(chain, &mut self.depths);
+        }
         if self.generation.replace(snapshot.generation()) != Some(snapshot.generation()) {
             self.reports.forget_former(&shared.load);
         }

@@ -7,6 +7,8 @@
 pub mod batch;
 pub mod cache;
 pub mod engine;
+pub mod fleet;
+mod memory;
 pub mod model;
 pub mod report;
 pub mod result;
@@ -14,4 +16,5 @@ pub mod run;
 pub mod scenario;
 pub mod slots;
 pub mod suite;
+pub mod tune;
 pub mod workload;

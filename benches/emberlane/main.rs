@@ -18,6 +18,7 @@ mod prefix_index;
 mod receive;
 mod rival;
 mod row;
+mod sim;
 mod world;
 
 use row::{Goal, Options, Row};
@@ -30,7 +31,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 type Measure = fn(&Options) -> Vec<Row>;
 
 /// Every group of rows: a name for `--only`, and what measures it.
-const GROUPS: [(&str, Measure); 9] = [
+const GROUPS: [(&str, Measure); 10] = [
     ("hash", prefix_hash::rows),
     ("index", prefix_index::rows),
     ("parse", parse::rows),
@@ -39,6 +40,7 @@ const GROUPS: [(&str, Measure); 9] = [
     ("receive", receive::rows),
     ("load", load::rows),
     ("plane", plane::rows),
+    ("sim", sim::rows),
     ("allocations", allocations),
 ];
 

@@ -3,19 +3,21 @@
 mod evidence;
 mod play;
 mod progress;
+mod tune;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::check::LoadError;
-use crate::config::PolicyName;
 use crate::config::read::closest;
+use crate::config::{ConfigError, PolicyName};
 use crate::sim::batch::{self, Job, Observer, Runner};
+use crate::sim::fleet;
 use crate::sim::report::grid::{BOUNDS, Grid, base_name};
 use crate::sim::report::{html, table};
 use crate::sim::result::RunResult;
-use crate::sim::scenario::{OutputFormat, Scenario};
+use crate::sim::scenario::{OutputFormat, Scenario, Split};
 use progress::Progress;
 
 /// Most bytes read of a scenario or suite.
@@ -30,8 +32,12 @@ Examples:
       --policy price,sticky_until_saturated,least_request --load 2,4,6 --seeds 10 --html sessions.html
   A generated workload at 1.5 times its rate; one JSON object a run:
     emberlane sim --trace generate:chat --policy 'price,weighted(prefix=3,queue=5,kv=2)' --load 1.5 --json
+  Half of the replicas at half the speed and with half the memory:
+    emberlane sim --trace generate:chat --fleet '4*llama-3.1-8b,4*llama-3.1-8b(speed=0.5,kv_tokens=210k)'
   The same from a file, with one thing changed:
     emberlane sim --scenario chat.yaml --beacon-delay 1
+  Parameters for baselines, found on the half of the trace that is kept for that:
+    emberlane sim --tune --trace perf/traces/agent_sessions.jsonl.gz --policy sticky_until_saturated,chwbl --load 3,5
   The page perf/scheduling.md: its claims, figures and plots, made again:
     emberlane sim --suite perf/scheduling.yaml";
 
@@ -42,6 +48,7 @@ Examples:
 /// not depend on how many runs are made at once.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct SimArgs {
     /// What is asked: a trace, or `generate:NAME[,KEY=VALUE…]`.
     #[arg(long, value_name = "FILE|generate:…")]
@@ -52,6 +59,11 @@ pub struct SimArgs {
     /// The model they serve.
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
+    /// Replicas that differ, instead of --replicas and --model: groups with what is other than the model has it, such as
+    /// `4*llama-3.1-8b,4*llama-3.1-8b(speed=0.5,kv_tokens=200k)`; also `block_tokens`, `host_tier_gb`, `slots`, and
+    /// `configured=false` for memory that the gateway is not told of.
+    #[arg(long, value_name = "N*MODEL[(KEY=VALUE…)],…", conflicts_with_all = ["replicas", "model"])]
+    pub fleet: Option<String>,
     /// Policies and bounds, split at commas outside parentheses; parameters as in `weighted(prefix=3,queue=5,kv=2)`.
     #[arg(long = "policy", value_name = "NAME[,NAME…]")]
     pub policies: Vec<String>,
@@ -88,7 +100,8 @@ pub struct SimArgs {
     /// Seconds between two samples of the fleet's state, for plots over time in `--html` and series in `--json`.
     #[arg(long, value_name = "S")]
     pub history_period: Option<f64>,
-    /// Something to change by name, such as `index_off`, `learning_off`, `beacons_1s` or `beacons_lost`.
+    /// Something to change by name, such as `index_off`, `learning_off`, `precise` (the gateway knows what
+    /// engines hold), `beacons_1s` or `beacons_lost`.
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
     /// A file with these settings; flags go before it.
@@ -106,11 +119,17 @@ pub struct SimArgs {
     /// Say nothing of how far it is.
     #[arg(long)]
     pub quiet: bool,
+    /// Which part of a trace is played: `whole`, or one of two halves, `test` and `tuning`, that have nothing in common.
+    #[arg(long, value_name = "PART")]
+    pub split: Option<Split>,
+    /// Try each policy's own parameters on the half for tuning, and say which are best.
+    #[arg(long, conflicts_with_all = ["json", "html", "split", "variant"])]
+    pub tune: bool,
     /// Run the scenarios of this file, check its claims, and write its page beside it.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "trace", "replicas", "model", "policies", "loads", "seeds", "seed", "duration", "warm_up", "beacon_period",
+        "trace", "replicas", "model", "fleet", "policies", "loads", "seeds", "seed", "duration", "warm_up", "beacon_period",
         "beacon_delay", "beacon_loss", "network_delay", "host_tier_gb", "history_period", "variant", "scenario", "json",
-        "html",
+        "html", "split", "tune",
     ])]
     pub suite: Option<PathBuf>,
     /// With --suite: fewer seeds, and the page goes to target/scheduling.
@@ -134,6 +153,7 @@ pub fn run(args: &SimArgs) -> ExitCode {
 fn run_with(args: &SimArgs, runner: &dyn Runner, out: &mut dyn Write) -> ExitCode {
     let done = match &args.suite {
         Some(suite) => evidence::run(args, suite, runner, out),
+        None if args.tune => tune::run(args, runner, out).map(|()| ExitCode::SUCCESS),
         None => compare(args, runner, out).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
@@ -265,8 +285,16 @@ fn scenario(args: &SimArgs) -> Result<Scenario, SimError> {
         }
     }
     set(&mut scenario.trace, &args.trace);
+    if args.replicas.is_some() || args.model.is_some() {
+        scenario.fleet.clear();
+    }
     set(&mut scenario.replicas, &args.replicas);
     set(&mut scenario.model, &args.model);
+    if let Some(spec) = &args.fleet {
+        let told = |errors: Vec<ConfigError>| errors.iter().map(|error| format!("--{error}")).collect();
+        scenario.fleet = fleet::from_spec(spec).map_err(|errors| SimError::Settings(told(errors)))?;
+        scenario.replicas = fleet::replicas(&scenario.fleet).unwrap_or_default();
+    }
     set(&mut scenario.seeds, &args.seeds);
     set(&mut scenario.first_seed, &args.seed);
     set(&mut scenario.duration_s, &args.duration);
@@ -277,6 +305,7 @@ fn scenario(args: &SimArgs) -> Result<Scenario, SimError> {
     set(&mut scenario.network_delay_s, &args.network_delay);
     set(&mut scenario.host_tier_gb, &args.host_tier_gb);
     set(&mut scenario.history_period_s, &args.history_period);
+    set(&mut scenario.split, &args.split);
     if !args.policies.is_empty() {
         scenario.policies = args.policies.iter().flat_map(|list| split(list)).collect();
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Weights {
     /// Share of the prompt that is already there. Default 3.
     pub prefix: f64,
-    /// Few requests waiting. Default 2.
+    /// Few requests waiting in the engine's queue. Default 2.
     pub queue: f64,
     /// Much of the KV cache free. Default 2.
     pub kv: f64,

@@ -93,7 +93,7 @@ fn read(spec: &str, errors: &Errors) -> Option<PolicyConfig> {
     };
     let scalar = Node { mark: Mark::FLAG, value: Value::Scalar(name.to_owned()) };
     let known = resolve::policy_name(&Field::named(PATH, &scalar, errors))?;
-    let parameters = entries(parameters, errors)?;
+    let parameters = entries(parameters, PATH, errors)?;
     let parameters = match section(known) {
         _ if parameters.is_empty() => Vec::new(),
         Some(section) => vec![entry(section, Value::Map(parameters))],
@@ -106,23 +106,24 @@ fn read(spec: &str, errors: &Errors) -> Option<PolicyConfig> {
     resolve::policy(&Field::named(PATH, &tree, errors))
 }
 
-fn entry(key: &str, value: Value) -> Entry {
+/// A field of a map.
+pub(crate) fn entry(key: &str, value: Value) -> Entry {
     Entry { key: key.to_owned(), label: None, mark: Mark::FLAG, value: Node { mark: Mark::FLAG, value } }
 }
 
-/// `key=value,key=value` as the fields of a map.
-fn entries(text: &str, errors: &Errors) -> Option<Vec<Entry>> {
+/// `key=value,key=value` as the fields of a map; errors of form are said of `path`.
+pub(crate) fn entries(text: &str, path: &str, errors: &Errors) -> Option<Vec<Entry>> {
     let mut found: Vec<Entry> = Vec::new();
     for item in text.split(',').filter(|_| !text.trim().is_empty()) {
         let Some((key, value)) = item.split_once('=') else {
-            return errors.stop(Mark::FLAG, PATH, format!("expected key=value, found {}", excerpt(item.trim())));
+            return errors.stop(Mark::FLAG, path, format!("expected key=value, found {}", excerpt(item.trim())));
         };
         let (key, value) = (key.trim(), value.trim());
         if found.iter().any(|entry| entry.key == key) {
-            return errors.stop(Mark::FLAG, PATH, format!("{} is given twice", excerpt(key)));
+            return errors.stop(Mark::FLAG, path, format!("{} is given twice", excerpt(key)));
         }
         if found.len() == PARAMETERS_MAX {
-            return errors.stop(Mark::FLAG, PATH, format!("more than {PARAMETERS_MAX} parameters"));
+            return errors.stop(Mark::FLAG, path, format!("more than {PARAMETERS_MAX} parameters"));
         }
         found.push(entry(key, Value::Scalar(value.to_owned())));
     }

@@ -1,20 +1,24 @@
 //! The weighted blend: llm-d's and the Gateway API inference extension's legacy default.
 //!
 //! ```text
-//! score = prefix · held blocks / prompt's blocks + queue · (most − load) / (most − fewest) + kv · (1 − KV usage)
+//! score = prefix · held blocks / prompt's blocks + queue · (most − waiting) / (most − fewest) + kv · (1 − KV usage)
 //!       + no_hit_lru · (1 − rank / (n − 1)), for requests that are cold everywhere
 //! ```
+//! Waiting are requests in the engine's own queue, as its metrics page has them: those beyond what it is known, or seen, to
+//! run at once. As long as nobody's queue is known to hold any, this score is the same everywhere.
+//!
 //! Weights prefix : queue : kv are 3 : 2 : 2 by default; Google reports 3 : 5 : 2 to do better than 3 : 3 : 2 on chat. The
 //! rank of `no_hit_lru` is the replica's place in the order in which they were last given a request that was cold
 //! everywhere, those never given one first, so that caches grow alike; for all other requests it is ½ everywhere.
 //!
-//! Sources: `pkg/plugins/scorer/no_hit_lru.go` of llm-d-inference-scheduler and the queue, KV and prefix scorers of the
-//! gateway-api-inference-extension.
+//! Sources: in llm-d-router under `pkg/epp/framework/plugins/scheduling/scorer`, `nohitlru/no_hit_lru.go` (weight 2 in its
+//! optimized baseline) and the queue (`WaitingQueueSize`), KV and prefix scorers of the gateway-api-inference-extension.
 //!
 //! Known weakness: the queue's score is relative. One request more than the others counts as much as a hundred, so with a
-//! large weight affinity is lost for nothing, and with a small one a hot replica is never left.
+//! large weight affinity is lost for nothing, and with a small one a hot replica is never left. And before a queue forms,
+//! load counts as KV usage only.
 
-use super::{Policy, View, column, parameter};
+use super::{Policy, View, parameter};
 use crate::config::Weights;
 use crate::id::ReplicaSlot;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -43,9 +47,11 @@ impl Weighted {
 
 impl Policy for Weighted {
     fn cost(&self, view: &View, _rng: &mut fastrand::Rng, costs: &mut [f32]) {
-        let (least, most) = (column::least(&view.in_flight), column::most(&view.in_flight, 0.0));
+        let waiting = |place: usize| (view.in_flight[place] - view.slots_limit[place]).max(0.0);
+        let bounds = |(least, most): (f32, f32), waiting: f32| (least.min(waiting), most.max(waiting));
+        let (least, most) = (0..view.len()).map(waiting).fold((f32::INFINITY, 0.0), bounds);
         for (place, cost) in costs.iter_mut().enumerate() {
-            let queue = if most > least { (most - view.in_flight[place]) / (most - least) } else { 1.0 };
+            let queue = if most > least { (most - waiting(place)) / (most - least) } else { 1.0 };
             let kv = (1.0 - view.kv_usage[place]).clamp(0.0, 1.0);
             *cost = -(self.prefix * view.held_share(place) + self.queue * queue + self.kv * kv);
         }
@@ -131,6 +137,15 @@ mod tests {
         let mut full = view(&[1.0, 1.0], &[500.0, 0.0]);
         full.kv_usage = vec![1.0, 0.1];
         assert_eq!(best(&blend(3.0, 2.0, 2.0, 0.0), &full), 1, "1.5 for the prefix, 1.8 for the room");
+    }
+
+    #[test]
+    fn only_who_waits_counts_as_queue() {
+        let mut hot = view(&[9.0, 3.0, 3.0], &[900.0, 0.0, 0.0]);
+        hot.slots_limit = vec![f32::INFINITY; 3];
+        assert_eq!(best(&blend(3.0, 5.0, 2.0, 0.0), &hot), 0, "nobody waits");
+        hot.slots_limit = vec![8.0, f32::INFINITY, f32::INFINITY];
+        assert_ne!(super::super::sample::picked(&blend(3.0, 5.0, 2.0, 0.0), &hot)[0], 400);
     }
 
     #[test]

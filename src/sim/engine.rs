@@ -1,10 +1,11 @@
 //! One simulated engine: continuous batching with chunked prefill over a prefix cache, as vLLM's V1 scheduler has it.
 //!
 //! Each step gives one token to every sequence that decodes, then prefills in chunks as far as the step's tokens go, then
-//! admits from the queue in order while memory lasts. When memory runs out for those that decode, the last admitted starts
+//! admits from the queue in order while memory lasts, or, of an engine with slots, while one is idle. When memory runs out for those that decode, the last admitted starts
 //! over. Steps that only decode are played in one go up to the first that ends an answer; an arrival cuts that short.
 
-use super::cache::{Held, KvCache, Path};
+use super::cache::Held;
+use super::memory::{Grant, Memory};
 use super::model::EngineModel;
 use super::workload::Segment;
 use crate::clock::Now;
@@ -82,7 +83,7 @@ pub struct Gauges {
 #[derive(Debug)]
 struct Sequence {
     request: EngineRequest,
-    path: Path,
+    grant: Grant,
     prompt_tokens: u32,
     cached: u32,
     /// Prompt tokens whose KV is there.
@@ -125,7 +126,7 @@ struct Steps {
 #[derive(Debug)]
 pub struct SimEngine {
     model: EngineModel,
-    cache: KvCache,
+    memory: Memory,
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
     steps: Option<Steps>,
@@ -136,13 +137,13 @@ pub struct SimEngine {
 }
 
 impl SimEngine {
-    /// An idle engine with an empty cache; `host_tokens` fit in the host's memory beside it.
+    /// An idle engine with an empty cache.
     #[must_use]
-    pub fn new(model: EngineModel, host_tokens: u64) -> Self {
-        let cache = KvCache::new(model.kv_tokens, host_tokens, model.block_tokens);
+    pub fn new(model: EngineModel) -> Self {
+        let memory = Memory::new(&model);
         Self {
             model,
-            cache,
+            memory,
             waiting: VecDeque::new(),
             running: Vec::new(),
             steps: None,
@@ -178,7 +179,7 @@ impl SimEngine {
     /// How much of `prompt` it holds: what only an oracle knows.
     #[must_use]
     pub fn held(&self, prompt: &[Segment]) -> Held {
-        self.cache.held(prompt)
+        self.memory.held(prompt)
     }
 
     /// What its metrics page says now.
@@ -190,8 +191,8 @@ impl SimEngine {
         Gauges {
             running: count(self.running.len()),
             waiting: count(self.waiting.len()),
-            kv_usage: self.cache.usage() as f32,
-            evicted_tokens: self.cache.evicted(),
+            kv_usage: self.memory.usage(&self.model) as f32,
+            evicted_tokens: self.memory.evicted(),
             prefill_tokens: self.waiting.iter().chain(&self.running).map(ahead).sum(),
         }
     }
@@ -202,7 +203,7 @@ impl SimEngine {
     pub fn expected_wait_s(&self, tokens: u64) -> f64 {
         let ahead = |sequence: &Sequence| {
             let done = match sequence.computed {
-                0 => self.cache.held(&sequence.request.prompt).device,
+                0 => self.memory.held(&sequence.request.prompt).device,
                 computed => computed,
             };
             self.model.prefill_s(f64::from(sequence.prompt_tokens.saturating_sub(done)), f64::from(done))
@@ -217,9 +218,10 @@ impl SimEngine {
             .map(|one| (one.request.output_tokens - one.generated.min(one.request.output_tokens), one.context()))
             .collect();
         ends.sort_unstable();
-        let (mut room, mut wait_s) = (self.cache.available(), 0.0);
-        for (left, context) in ends {
-            if room >= tokens + queued {
+        let (mut room, mut wait_s) = (self.memory.available(), 0.0);
+        let free = self.model.sequences_max.saturating_sub(self.running.len());
+        for (places, (left, context)) in (free..).zip(ends) {
+            if room >= tokens + queued && places > self.waiting.len() {
                 break;
             }
             room += u64::from(context);
@@ -229,15 +231,16 @@ impl SimEngine {
     }
 
     /// A request arrives.
-    pub fn submit(&mut self, request: EngineRequest, now: Now, out: &mut Vec<Emitted>) {
+    pub fn submit(&mut self, mut request: EngineRequest, now: Now, out: &mut Vec<Emitted>) {
         let prompt_tokens: u32 = request.prompt.iter().map(|segment| segment.tokens).sum();
-        if u64::from(prompt_tokens) + u64::from(request.output_tokens) > self.model.kv_tokens {
+        request.output_tokens = self.memory.output_tokens_max(&self.model, prompt_tokens, request.output_tokens);
+        if request.output_tokens == 0 {
             out.push(Emitted::Refused { id: request.id });
             return;
         }
         self.waiting.push_back(Sequence {
             request,
-            path: Path::default(),
+            grant: Grant::None,
             prompt_tokens,
             cached: 0,
             computed: 0,
@@ -282,7 +285,7 @@ impl SimEngine {
             let to = sequence.computed + sequence.chunk + sequence.restored;
             let computed = u64::from(to - sequence.computed);
             if sequence.request.dictated.is_none() {
-                self.cache.fill(&sequence.path, &sequence.request.prompt, sequence.computed, to);
+                self.memory.fill(&sequence.grant, &sequence.request.prompt, sequence.computed, to);
                 sequence.reserved = sequence.reserved.saturating_sub(computed);
             }
             sequence.computed = to;
@@ -313,16 +316,10 @@ impl SimEngine {
 
     /// Keeps what the sequence computed, for others.
     fn end(&mut self, mut sequence: Sequence) {
-        // The last token was never fed back: it has no KV.
-        let has_kv = sequence.request.dictated.is_none();
-        let tokens = if has_kv { sequence.generated.saturating_sub(1) } else { 0 };
-        self.cache.unreserve(sequence.reserved.saturating_sub(u64::from(tokens)));
-        if tokens > 0 {
-            let whole = sequence.request.output != 0 && sequence.generated_before == 0;
-            let id = if whole { sequence.request.output } else { self.private() };
-            self.cache.extend(&mut sequence.path, Segment { id, tokens });
-        }
-        self.cache.release(&mut sequence.path);
+        let whole = sequence.request.output != 0 && sequence.generated_before == 0;
+        let id = if whole { sequence.request.output } else { self.private() };
+        let output = Segment { id, tokens: sequence.generated };
+        self.memory.release(std::mem::take(&mut sequence.grant), sequence.reserved, Some(output));
     }
 
     const fn private(&mut self) -> u64 {
@@ -387,7 +384,7 @@ impl SimEngine {
             let fed = if sequence.is_prefilled() { sequence.generated + steps - 1 } else { 0 };
             u64::from(fed).saturating_sub(sequence.reserved)
         };
-        if !self.cache.reserve(self.running.iter().map(wanted).sum()) {
+        if !self.memory.reserve(self.running.iter().map(wanted).sum()) {
             return false;
         }
         for sequence in &mut self.running {
@@ -399,8 +396,7 @@ impl SimEngine {
     /// Starts `sequence` over: what it has generated is part of its prompt from now on.
     fn preempt(&mut self, mut sequence: Sequence) {
         self.work.preemptions += 1;
-        self.cache.unreserve(sequence.reserved);
-        self.cache.release(&mut sequence.path);
+        self.memory.release(std::mem::take(&mut sequence.grant), sequence.reserved, None);
         if sequence.generated > 0 {
             let id = self.private();
             sequence.request.prompt.push(Segment { id, tokens: sequence.generated });
@@ -416,21 +412,19 @@ impl SimEngine {
     /// Takes the first of the queue in, if there is memory for all of its prompt.
     fn admit(&mut self) -> bool {
         let Some(mut sequence) = self.waiting.pop_front() else { return false };
-        let dictated = sequence.request.dictated;
-        let mut held = Held::default();
-        if dictated.is_none() {
-            held = self.cache.held(&sequence.request.prompt);
-            sequence.path = self.cache.acquire(&sequence.request.prompt);
-        }
-        if !self.cache.reserve(u64::from(sequence.prompt_tokens - held.device)) {
-            self.cache.release(&mut sequence.path);
+        let granted = match sequence.request.dictated {
+            None => self.memory.admit(&sequence.request.prompt, sequence.prompt_tokens),
+            Some(cached) => {
+                let tokens = u64::from(sequence.prompt_tokens);
+                let device = cached.min(sequence.prompt_tokens.saturating_sub(1));
+                self.memory.reserve(tokens).then_some((Grant::None, Held { device, host: 0 }, tokens))
+            }
+        };
+        let Some((grant, held, reserved)) = granted else {
             self.waiting.push_front(sequence);
             return false;
-        }
-        sequence.reserved = u64::from(sequence.prompt_tokens - held.device);
-        if let Some(dictated) = dictated {
-            held.device = dictated.min(sequence.prompt_tokens.saturating_sub(1));
-        }
+        };
+        (sequence.grant, sequence.reserved) = (grant, reserved);
         sequence.computed = held.device;
         sequence.restored = held.host;
         if !sequence.is_first_out {
@@ -460,7 +454,7 @@ impl SimEngine {
             sequence.request.output_tokens.saturating_sub(sequence.generated + sequence.generated_before).max(1)
         };
         let ends = self.running.iter().map(left).min().unwrap_or(1);
-        let room = self.cache.available() / u64::from(decoding.max(1));
+        let room = self.memory.available() / u64::from(decoding.max(1));
         ends.min(u32::try_from(room).unwrap_or(u32::MAX).saturating_add(1))
     }
 }
@@ -478,95 +472,4 @@ fn seconds(seconds: f64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn model() -> EngineModel {
-        EngineModel::by_name("llama-3.1-8b").unwrap()
-    }
-
-    fn request(id: u32, segments: &[(u64, u32)], output_tokens: u32) -> EngineRequest {
-        let prompt = segments.iter().map(|(id, tokens)| Segment { id: *id, tokens: *tokens }).collect();
-        EngineRequest { id, prompt, output_tokens, output: 0, seen_tokens: 0, dictated: None }
-    }
-
-    /// Plays `arrivals` (seconds, request) to the end; when each told what.
-    fn play(engine: &mut SimEngine, arrivals: Vec<(f64, EngineRequest)>) -> Vec<(f64, Emitted)> {
-        let mut told = Vec::new();
-        let mut out = Vec::new();
-        let mut arrivals = arrivals.into_iter().peekable();
-        loop {
-            let next = arrivals.peek().map(|(at, _)| Now(0).plus(seconds(*at)));
-            let now = match (engine.next_at(), next) {
-                (Some(own), Some(next)) => own.min(next),
-                (own, next) => match own.or(next) {
-                    Some(now) => now,
-                    None => return told,
-                },
-            };
-            if engine.next_at() == Some(now) {
-                engine.advance(now, &mut out);
-            } else if let Some((_, request)) = arrivals.next() {
-                engine.submit(request, now, &mut out);
-            }
-            told.extend(out.drain(..).map(|one| (now.seconds_since(Now(0)), one)));
-        }
-    }
-
-    fn at(told: &[(f64, Emitted)], wanted: impl Fn(&Emitted) -> bool) -> f64 {
-        told.iter().find(|(_, one)| wanted(one)).unwrap().0
-    }
-
-    #[test]
-    fn a_lone_request_takes_what_the_model_says() {
-        let mut engine = SimEngine::new(model(), 0);
-        let told = play(&mut engine, vec![(0.0, request(0, &[(1, 8_000)], 101))]);
-        let prefill = 1.5e-3 + 8_000.0 * (0.0207e-3 + 8e-10 * 4_000.0);
-        assert!((at(&told, |one| matches!(one, Emitted::First { .. })) - prefill).abs() < 1e-6);
-        let decode = 100.0 * (6.1e-3 + 0.004e-3 + 4.2e-8 * 8_001.0) + 4.2e-8 * 100.0 * 99.0 / 2.0;
-        let end = at(&told, |one| matches!(one, Emitted::Finished { .. }));
-        assert!((end - prefill - decode).abs() < 1e-6, "{end}");
-        assert!((engine.work().busy_s - end).abs() < 1e-6);
-    }
-
-    #[test]
-    fn the_second_with_a_prefix_reuses_it_and_its_output_too() {
-        let mut engine = SimEngine::new(model(), 0);
-        let first = EngineRequest { output: 7, ..request(0, &[(1, 8_000)], 129) };
-        let told = play(&mut engine, vec![(0.0, first), (9.0, request(1, &[(1, 8_000), (7, 128), (8, 100)], 2))]);
-        assert!(told.iter().any(|(_, one)| *one == Emitted::First { id: 1, cached: 8_128 }), "{told:?}");
-    }
-
-    #[test]
-    fn an_arrival_cuts_a_row_of_steps_short() {
-        let mut engine = SimEngine::new(model(), 0);
-        let told = play(&mut engine, vec![(0.0, request(0, &[(1, 100)], 1_000)), (1.0, request(1, &[(2, 100)], 1))]);
-        let first = at(&told, |one| matches!(one, Emitted::First { id: 1, .. }));
-        assert!((1.0..1.03).contains(&first), "{first}");
-    }
-
-    #[test]
-    fn long_prompts_come_in_chunks_and_short_ones_wait_for_one_only() {
-        let mut engine = SimEngine::new(model(), 0);
-        let told = play(&mut engine, vec![(0.0, request(0, &[(1, 80_000)], 1)), (0.01, request(1, &[(2, 100)], 1))]);
-        let (long, short) =
-            [0, 1].map(|wanted| at(&told, |one| matches!(one, Emitted::First { id, .. } if *id == wanted))).into();
-        assert!(long > 3.0 && short >= long, "in order: the step's tokens go to the first: {long} {short}");
-    }
-
-    #[test]
-    fn memory_runs_out_in_order_and_all_end() {
-        let small = EngineModel { kv_tokens: 3_000, ..model() };
-        let mut engine = SimEngine::new(small, 0);
-        let arrivals = (0..40).map(|n| (f64::from(n) * 0.001, request(n, &[(u64::from(n) + 1, 500)], 400))).collect();
-        let told = play(&mut engine, arrivals);
-        let ends = told.iter().filter(|(_, one)| matches!(one, Emitted::Finished { .. })).count();
-        let firsts = told.iter().filter(|(_, one)| matches!(one, Emitted::First { .. })).count();
-        assert_eq!((ends, firsts), (40, 40));
-        assert!(engine.work().preemptions > 0);
-        assert_eq!(engine.gauges(), Gauges { evicted_tokens: engine.gauges().evicted_tokens, ..Gauges::default() });
-        assert_eq!(engine.cache.available(), 3_000, "nothing leaks");
-        let refused = play(&mut engine, vec![(0.0, request(99, &[(9, 2_900)], 200))]);
-        assert_eq!(refused, [(0.0, Emitted::Refused { id: 99 })]);
-    }
-}
+mod tests;

@@ -57,7 +57,7 @@ pub struct RunResult {
     pub admission_wait_mean_s: f64,
     /// Share of the engines' time in which they computed.
     pub busy_share: f64,
-    /// The busiest replica's requests, as a multiple of the mean.
+    /// The time in which the busiest replica computed, as a multiple of the mean.
     pub imbalance: f64,
     /// Requests that engines had to start over for want of memory.
     pub preemptions: u64,
@@ -65,6 +65,27 @@ pub struct RunResult {
     pub ttft_mape: Option<f64>,
     /// Share of requests whose TTFT was within the predicted p90.
     pub ttft_p90_covered: Option<f64>,
+    /// Replicas whose cache holds a hot prefix, before it is hot: the mean over the second half of that time, looked at
+    /// once a second, as of the two that follow. The device's memory counts, from nine tenths of the prefix on. Only for
+    /// workloads that have hot prefixes.
+    #[serde(default)]
+    pub holders_before: Option<f64>,
+    /// While it is hot. Copies are worth their room only now.
+    #[serde(default)]
+    pub holders_while_hot: Option<f64>,
+    /// After it has cooled.
+    #[serde(default)]
+    pub holders_after: Option<f64>,
+    /// Flapping: times a minute that a replica came to hold a hot prefix or lost it, in the second half of the time in
+    /// which it is hot. Once there are enough copies, none needs to move.
+    #[serde(default)]
+    pub holder_changes_per_min: Option<f64>,
+    /// Herding: of the requests that come while reports are as old as they get (a period and a delay), the share that one
+    /// replica got beyond what prices warrant and beyond what chance does. Warranted are the replicas that hold most of
+    /// the prompt, each alike; 0 is a spread as even as by lot among these, 1 is all at one that none was warranted at.
+    /// Only for workloads that have hot prefixes.
+    #[serde(default)]
+    pub herding: Option<f64>,
     /// The same figures for each class of calls, when the workload has more than one.
     pub classes: Vec<ClassResult>,
     /// How some figures went over the run, when the run kept them.
@@ -72,16 +93,19 @@ pub struct RunResult {
     pub series: Vec<Series>,
 }
 
-/// How a figure of each replica went over a run.
+/// How a figure went over a run: of each replica, or as the labels say.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Series {
     /// What it is, in words.
     pub name: String,
     /// Its unit, as it stands after a number; empty for plain numbers.
     pub unit: String,
+    /// What each line is of; empty: of the replicas, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
     /// When it was looked at, seconds, ascending.
     pub at_s: Vec<f32>,
-    /// For each replica a value for each of these times.
+    /// For each line a value for each of these times.
     pub values: Vec<Vec<f32>>,
 }
 

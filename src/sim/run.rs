@@ -1,16 +1,20 @@
 //! One run: clients ask, the gateway places, engines compute, all under one virtual clock. What happens is a queue of
 //! events in the order of their times; those of one moment keep the order in which they were put there, so that a run is
-//! the same each time.
+//! the same each time ([`queue`]).
 
 mod bounds;
 mod clients;
 mod gateway;
+mod history;
 mod measure;
+mod queue;
 
 use self::bounds::Bound;
 use self::clients::{Asked, Clients};
 use self::gateway::{Gateway, Held};
+use self::history::History;
 use self::measure::Measure;
+use self::queue::{Lane, Queue};
 use super::cache::ById;
 use super::engine::{Emitted, EngineRequest, SimEngine};
 use super::model::EngineModel;
@@ -19,12 +23,11 @@ use super::workload::{Segment, Workload};
 use crate::clock::Now;
 use crate::config::PolicyConfig;
 use crate::id::ReplicaSlot;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::time::Duration;
 
 /// What chooses replicas.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one a run")]
 pub enum Chooser {
     /// The production gateway with a policy.
     Policy(PolicyConfig),
@@ -56,6 +59,12 @@ impl BoundName {
             Self::PooledBelady => "pooled_belady",
         }
     }
+
+    /// Whether it says itself what is cached, whatever engines hold.
+    #[must_use]
+    pub const fn dictates(self) -> bool {
+        matches!(self, Self::InfiniteCache | Self::PooledBelady)
+    }
 }
 
 /// How load reports reach the gateway.
@@ -79,6 +88,9 @@ pub enum Ablation {
     IndexOff,
     /// The gateway learns nothing from answers.
     LearningOff,
+    /// The gateway knows what each engine holds at the moment of each decision, as if engines told it of every block and
+    /// that took no time; what it has sent there and what has not been computed yet, it knows itself.
+    Precise,
 }
 
 /// A replica that becomes slower.
@@ -99,8 +111,6 @@ pub struct Plan<'w> {
     pub workload: &'w Workload,
     /// The replicas.
     pub engines: Vec<EngineModel>,
-    /// Tokens that fit in each host's memory beside its engine's.
-    pub host_tokens: u64,
     /// What chooses.
     pub chooser: Chooser,
     /// What is switched off.
@@ -119,6 +129,8 @@ pub struct Plan<'w> {
     pub beacons: Beacons,
     /// A replica that becomes slower.
     pub slowdown: Option<Slowdown>,
+    /// Seconds between two samples of the fleet's state; 0: none are kept.
+    pub history_period_s: f64,
 }
 
 /// Seconds after the measured time until which answers are waited for.
@@ -168,6 +180,9 @@ struct Live {
     dictated: Option<u32>,
 }
 
+/// Prompts in the order of their arrival, each with its call's key.
+type Order = Vec<(u64, Vec<Segment>)>;
+
 /// Plays one run.
 #[must_use]
 pub fn run(plan: &Plan<'_>) -> RunResult {
@@ -189,9 +204,7 @@ pub fn run(plan: &Plan<'_>) -> RunResult {
 struct Run<'p> {
     plan: &'p Plan<'p>,
     now: Now,
-    events: BinaryHeap<Reverse<(Now, u64, Event)>>,
-    /// Events so far: those of one moment keep their order.
-    count: u64,
+    events: Queue,
     engines: Vec<SimEngine>,
     clients: Clients<'p>,
     gateway: Gateway,
@@ -202,8 +215,9 @@ struct Run<'p> {
     /// Segments that some engine has computed.
     seen: ById<()>,
     measure: Measure,
+    history: History,
     /// Prompts in the order of their arrival, for Bélády.
-    order: Vec<(u64, Vec<Segment>)>,
+    order: Order,
     dictated: ById<u32>,
     rng: fastrand::Rng,
 }
@@ -213,9 +227,8 @@ impl<'p> Run<'p> {
         let mut run = Self {
             plan,
             now: Now(0),
-            events: BinaryHeap::new(),
-            count: 0,
-            engines: plan.engines.iter().map(|model| SimEngine::new(model.clone(), plan.host_tokens)).collect(),
+            events: Queue::default(),
+            engines: plan.engines.iter().cloned().map(SimEngine::new).collect(),
             clients: Clients::new(plan.workload, plan.load, plan.engines.len(), plan.seed),
             gateway: Gateway::new(plan),
             bound: Bound::new(plan),
@@ -224,6 +237,7 @@ impl<'p> Run<'p> {
             emitted: Vec::new(),
             seen: ById::default(),
             measure: Measure::new(plan),
+            history: History::new(plan),
             order: Vec::new(),
             dictated: ById::default(),
             rng: fastrand::Rng::with_seed(plan.seed ^ 0x5eed),
@@ -250,22 +264,24 @@ impl<'p> Run<'p> {
         }
     }
 
-    fn play(mut self) -> (RunResult, Vec<(u64, Vec<Segment>)>) {
+    fn play(mut self) -> (RunResult, Order) {
         let end = Now(0).plus(seconds(self.plan.warm_up_s + self.plan.duration_s));
         let last = end.plus(seconds(TAIL_S));
-        while let Some(Reverse((now, _, event))) = self.events.pop() {
+        while let Some((now, event)) = self.events.pop() {
             if now > last || now > end && self.measure.pending == 0 {
                 break;
             }
             self.now = now;
             self.measure.look_at(now, &self.engines);
+            self.history.look_at(now, &self.engines);
             self.happen(event);
         }
         let now = self.now;
         for live in self.live.iter().flatten() {
             self.measure.unfinished(live.asked.class, (live.arrived, live.admitted), live.first.is_some(), now);
         }
-        let result = self.measure.result(self.plan, &self.engines);
+        let mut result = self.measure.result(self.plan, &self.engines);
+        self.history.tell(&mut result);
         (result, self.order)
     }
 
@@ -310,8 +326,7 @@ impl<'p> Run<'p> {
     }
 
     fn at(&mut self, at: Now, event: Event) {
-        self.count += 1;
-        self.events.push(Reverse((at, self.count, event)));
+        self.events.push(at, event);
     }
 
     fn at_s(&mut self, at_s: f64, event: Event) {
@@ -361,11 +376,13 @@ impl<'p> Run<'p> {
         let place = request as usize;
         if let Chooser::Bound(_) = self.plan.chooser {
             let slot = self.bound.choose(&self.engines, &live, request, &mut self.rng);
+            self.history.placed(&live.prompt, slot.index(), &self.engines, self.now);
             self.live[place] = Some(Live { slot, ..live });
             return self.send(request);
         }
-        match self.gateway.place(request, &live, self.now) {
+        match self.gateway.place(request, &live, &self.engines, self.now) {
             Some((slot, placed, held)) => {
+                self.history.placed(&live.prompt, slot.index(), &self.engines, self.now);
                 self.live[place] = Some(Live { slot, placed: Some(placed), ..live });
                 match held {
                     Held::No => self.send(request),
@@ -442,11 +459,13 @@ impl<'p> Run<'p> {
     fn first(&mut self, request: u32, cached: u32) {
         let Some(live) = self.live.get_mut(request as usize).and_then(Option::as_mut) else { return };
         live.first = Some((self.now, cached));
+        self.gateway.prefilled(live);
         for segment in &live.prompt {
             self.seen.insert(segment.id, ());
         }
         let when = (live.arrived, live.admitted);
         self.measure.first(&live.asked, when, (live.prompt_tokens, cached), self.now);
+        self.history.first(&live.asked, live.prompt_tokens, cached);
         if let Some(placed) = &mut live.placed {
             let (predicted_s, p90_s, real_s) = self.gateway.first(placed, self.now);
             self.measure.predicted(live.arrived, predicted_s, p90_s, real_s);
@@ -467,6 +486,7 @@ impl<'p> Run<'p> {
             self.seen.insert(live.asked.output, ());
         }
         if let Some(placed) = live.placed.take() {
+            self.gateway.prefilled(&live);
             self.gateway.finished(placed, &live, is_answered, self.now);
             self.release_held();
         }
@@ -481,7 +501,9 @@ impl<'p> Run<'p> {
 
     fn beacon(&mut self, engine: u32) {
         let beacons = self.plan.beacons;
-        self.after_s(beacons.period_s, Event::Beacon { engine });
+        let after = |after_s: f64| self.now.plus(seconds(after_s));
+        let (again, heard) = (after(beacons.period_s), after(beacons.delay_s));
+        self.events.push_in_order(Lane::Looks, again, Event::Beacon { engine });
         if beacons.loss > 0.0 && self.rng.f64() < beacons.loss {
             return;
         }
@@ -489,7 +511,8 @@ impl<'p> Run<'p> {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share in millionths")]
         let kv_usage_ppm = (gauges.kv_usage * 1e6) as u32;
         let (running, waiting, prefill_tokens) = (gauges.running, gauges.waiting, gauges.prefill_tokens);
-        self.after_s(beacons.delay_s, Event::Report { engine, running, waiting, kv_usage_ppm, prefill_tokens });
+        let report = Event::Report { engine, running, waiting, kv_usage_ppm, prefill_tokens };
+        self.events.push_in_order(Lane::Reports, heard, report);
     }
 }
 

@@ -13,10 +13,14 @@
 //! beacons: { period: 100ms, delay: 200ms, loss: 0 }
 //! network_delay: 500us
 //! ```
+//!
+//! `fleet` instead of `replicas` makes replicas that differ; see [`super::fleet`].
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::fleet::{self, Group};
+use super::model::EngineModel;
 use crate::config::ConfigError;
 use crate::config::error::Errors;
 use crate::config::read::{Field, Section};
@@ -34,6 +38,8 @@ const DURATION_S: RangeInclusive<f64> = 1.0..=604_800.0;
 const PERIOD_S: RangeInclusive<f64> = 0.001..=3600.0;
 const DELAY_S: RangeInclusive<f64> = 0.0..=3600.0;
 const SHARE: RangeInclusive<f64> = 0.0..=1.0;
+/// Values of one series, at most.
+const SAMPLES_MAX: f64 = 1e6;
 const HOST_TIER_GB: RangeInclusive<f64> = 0.0..=1e6;
 
 /// A comparison: each policy at each load with each seed is one run.
@@ -44,8 +50,12 @@ const HOST_TIER_GB: RangeInclusive<f64> = 0.0..=1e6;
 pub struct Scenario {
     /// A trace's path or `generate:NAME[,key=value…]`, as [`super::workload::Source`] reads it. Default `generate:chat`.
     pub trace: String,
+    /// Which part of it is played. Default all.
+    pub split: Split,
     /// Replicas of the fleet. Default 8.
     pub replicas: u32,
+    /// Groups of replicas that differ; empty: all are alike. `replicas` is how many they are together.
+    pub fleet: Vec<Group>,
     /// The simulated engines' model, by name. Default `llama-3.1-8b`.
     pub model: String,
     /// Policies and bounds, by name, each with each load and seed. Default `price`, `least_request`, `round_robin`.
@@ -74,6 +84,33 @@ pub struct Scenario {
     pub history_period_s: f64,
     /// How results are written. Default a table.
     pub output: OutputFormat,
+}
+
+/// A part of a trace; see [`super::workload::Source::half`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Split {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The half on which policies are compared.
+    Test,
+    /// The half on which their parameters are chosen.
+    Tuning,
+}
+
+impl Split {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Whole, Self::Test, Self::Tuning];
+
+    /// The name in a scenario.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Test => "test",
+            Self::Tuning => "tuning",
+        }
+    }
 }
 
 /// How results are written.
@@ -107,7 +144,9 @@ impl Default for Scenario {
     fn default() -> Self {
         Self {
             trace: "generate:chat".to_owned(),
+            split: Split::Whole,
             replicas: 8,
+            fleet: Vec::new(),
             model: "llama-3.1-8b".to_owned(),
             policies: ["price", "least_request", "round_robin"].map(str::to_owned).to_vec(),
             loads: vec![1.0],
@@ -144,9 +183,14 @@ impl Scenario {
     /// Reads a scenario that stands in another file.
     pub(crate) fn from_section(mut section: Section<'_>) -> Self {
         let default = Self::default();
+        let fleet = section.read("fleet", default.fleet, fleet::groups);
+        let many = fleet::replicas(&fleet);
         let mut scenario = Self {
             trace: section.read("trace", default.trace, |field| name(field, "a path or `generate:NAME`")),
-            replicas: section.read("replicas", default.replicas, |field| field.count(REPLICAS)),
+            split: section
+                .read("split", default.split, |field| field.choice(&Split::ALL.map(|split| (split.as_str(), split)))),
+            replicas: section.read("replicas", many.unwrap_or(default.replicas), |field| field.count(REPLICAS)),
+            fleet,
             model: section.read("model", default.model, |field| name(field, "a model's name")),
             policies: section.read("policies", default.policies, policies),
             loads: section.read("loads", default.loads, loads),
@@ -174,8 +218,51 @@ impl Scenario {
         if section.is_clean() && scenario.warm_up_s >= scenario.duration_s {
             section.fail_at("warm_up", WARM_UP_FAULT);
         }
+        if section.is_clean() && many.is_some_and(|many| many != scenario.replicas || !REPLICAS.contains(&many)) {
+            section.fail_at("fleet", format!("{} replicas, but {FLEET_FAULT}", many.unwrap_or_default()));
+        }
+        if section.is_clean() && scenario.samples() > SAMPLES_MAX {
+            section.fail_at("history_period", HISTORY_FAULT);
+        }
         section.finish();
         scenario
+    }
+
+    /// What the replicas are, as on the command line: the model's name, or the groups.
+    #[must_use]
+    pub fn model_shown(&self) -> String {
+        if self.fleet.is_empty() {
+            return self.model.clone();
+        }
+        let named = |group: &Group| {
+            let model = group.model.as_ref().unwrap_or(&self.model);
+            Group { model: Some(model.clone()), ..group.clone() }
+        };
+        self.fleet.iter().map(|group| named(group).to_string()).collect::<Vec<_>>().join(",")
+    }
+
+    /// The engine of each replica.
+    ///
+    /// # Errors
+    /// When there is no such model.
+    pub fn engines(&self) -> Result<Vec<EngineModel>, String> {
+        let alike = [Group { count: self.replicas, ..Group::default() }];
+        let groups = if self.fleet.is_empty() { &alike[..] } else { &self.fleet };
+        let mut engines = Vec::new();
+        for group in groups {
+            let engine = group.engine(&self.model, self.host_tier_gb)?;
+            engines.extend(std::iter::repeat_n(engine, group.count as usize));
+        }
+        Ok(engines)
+    }
+
+    /// Values that each series of a run would have.
+    fn samples(&self) -> f64 {
+        if self.history_period_s > 0.0 {
+            self.duration_s / self.history_period_s * f64::from(self.replicas)
+        } else {
+            0.0
+        }
     }
 
     /// What cannot be run of it, a message each that begins with the field's name: for scenarios that flags changed. One
@@ -202,6 +289,12 @@ impl Scenario {
         if self.history_period_s != 0.0 && !PERIOD_S.contains(&self.history_period_s) {
             faults.push(format!("history_period: {} is neither 0 nor a period", self.history_period_s));
         }
+        if let Some(many) = fleet::replicas(&self.fleet).filter(|many| *many != self.replicas) {
+            faults.push(format!("fleet: {many} replicas, but {FLEET_FAULT}"));
+        }
+        if self.samples() > SAMPLES_MAX {
+            faults.push(format!("history_period: {HISTORY_FAULT}"));
+        }
         if !SEEDS.contains(&self.seeds) || !FIRST_SEED.contains(&self.first_seed) {
             faults.push(format!("seeds: from 1 to {}, the first at most {}", SEEDS.end(), FIRST_SEED.end()));
         }
@@ -217,6 +310,8 @@ impl Scenario {
     }
 }
 
+const FLEET_FAULT: &str = "`replicas` says otherwise, or there are more than 4096: leave `replicas` out";
+const HISTORY_FAULT: &str = "more than a million values of each figure: look less often, or at fewer replicas";
 const WARM_UP_FAULT: &str = "nothing is left to measure: it must be shorter than `duration`";
 
 fn name(field: &Field<'_>, what: &str) -> Option<String> {
@@ -262,7 +357,8 @@ mod tests {
     fn every_field_is_read() {
         let text = "
 trace: perf/traces/mooncake_conversation.jsonl.gz
-replicas: 4
+split: test
+fleet: [{count: 3}, {speed: 0.5, model: llama-3.1-8b, kv_tokens: 100k}]
 model: qwen3-32b
 policies: [price, oracle]
 loads: [0.5, 2]
@@ -278,7 +374,14 @@ output: json
 ";
         let expected = Scenario {
             trace: "perf/traces/mooncake_conversation.jsonl.gz".to_owned(),
+            split: Split::Test,
             replicas: 4,
+            fleet: fleet::from_spec("3*x,llama-3.1-8b(speed=0.5,kv_tokens=100000)")
+                .map(|mut groups| {
+                    groups[0].model = None;
+                    groups
+                })
+                .unwrap(),
             model: "qwen3-32b".to_owned(),
             policies: vec!["price".to_owned(), "oracle".to_owned()],
             loads: vec![0.5, 2.0],
@@ -296,6 +399,17 @@ output: json
         };
         assert_eq!(Scenario::read(text).unwrap(), expected);
         assert_eq!(expected.faults(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_fleet_is_named_by_its_groups_and_counted() {
+        let scenario = Scenario::read("fleet: [{count: 3}, {speed: 0.5, slots: 8}]").unwrap();
+        assert_eq!((scenario.replicas, scenario.engines().unwrap().len()), (4, 4));
+        assert_eq!(scenario.model_shown(), "3*llama-3.1-8b,1*llama-3.1-8b(speed=0.5,slots=8)");
+        assert_eq!(Scenario::default().model_shown(), "llama-3.1-8b");
+        assert!(faults("replicas: 5\nfleet: [{count: 3}]")[0].starts_with("line 2: fleet: 3 replicas, but"));
+        assert_eq!(faults("fleet:\n- {count: 2, speed: 0}\n- {cont: 2}").len(), 2);
+        assert!(Scenario { model: "x".to_owned(), ..scenario }.engines().unwrap_err().contains("no model"));
     }
 
     #[test]

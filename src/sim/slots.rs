@@ -349,6 +349,28 @@ mod tests {
         assert_eq!((cache.held_tokens(), cache.host.len()), (0, 0));
     }
 
+    /// A path in a tree: an id stands for all before it.
+    fn path(dice: &mut fastrand::Rng) -> Vec<Segment> {
+        let (mut id, steps) = (0, dice.u32(1..7));
+        let step = |_| {
+            id = id * 4 + dice.u64(1..4);
+            Segment { id, tokens: 10 + u32::try_from(id % 90).unwrap() }
+        };
+        (0..steps).map(step).collect()
+    }
+
+    /// The slot that a request gets beside those that are `running`, if any is idle.
+    fn admitted(cache: &mut SlotCache, asked: &[Segment], running: &[usize]) -> Option<usize> {
+        let most = cache.slots.iter().map(|slot| slot.held.common(asked)).max().unwrap();
+        let grant = cache.admit(asked);
+        assert_eq!(grant.is_none(), running.len() == cache.slots.len());
+        let grant = grant?;
+        assert!(!running.contains(&grant.slot));
+        assert!(grant.cached_tokens < tokens_of(asked));
+        assert!(grant.cached_tokens <= most || grant.restored_tokens > 0);
+        Some(grant.slot)
+    }
+
     #[test]
     fn whatever_comes_the_books_balance() {
         for seed in 0..50 {
@@ -358,23 +380,7 @@ mod tests {
             let mut running: Vec<usize> = Vec::new();
             for _ in 0..300 {
                 if dice.bool() {
-                    // A path in a tree: an id stands for all before it.
-                    let mut id = 0;
-                    let steps = (0..dice.u32(1..7)).map(|_| {
-                        id = id * 4 + dice.u64(1..4);
-                        Segment { id, tokens: 10 + u32::try_from(id % 90).unwrap() }
-                    });
-                    let asked: Vec<_> = steps.collect();
-                    let most = cache.slots.iter().map(|slot| slot.held.common(&asked)).max().unwrap();
-                    match cache.admit(&asked) {
-                        Some(grant) => {
-                            assert!(!running.contains(&grant.slot));
-                            assert!(grant.cached_tokens < tokens_of(&asked));
-                            assert!(grant.cached_tokens <= most || grant.restored_tokens > 0);
-                            running.push(grant.slot);
-                        }
-                        None => assert_eq!(running.len(), cache.slots.len()),
-                    }
+                    running.extend(admitted(&mut cache, &path(&mut dice), &running));
                 } else if !running.is_empty() {
                     let slot = running.swap_remove(dice.usize(..running.len()));
                     cache.release(slot, Segment { id: 0, tokens: dice.u32(1..50) });

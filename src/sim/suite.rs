@@ -8,6 +8,7 @@
 //!   - name: coding-8b
 //!     question: Does it hold that sessions stay where their context is?
 //!     scenario: { trace: perf/traces/agent_sessions.jsonl.gz, policies: [price, round_robin], loads: [2, 4] }
+//!     tuned: ["chwbl(load_factor=2)"]     # baselines with parameters of their own, found by `emberlane sim --tune`
 //!     ablations:
 //!       - { variant: index_off, policies: price, loads: [4] }
 //!     claims:
@@ -118,7 +119,12 @@ fn entry(field: &Field<'_>) -> Option<Entry> {
         section.missing("name", "it names the plots' files");
     }
     let scenario = section.get("scenario").and_then(|field| field.section("fields such as `trace`"));
-    let scenario = scenario.map_or_else(Scenario::default, Scenario::from_section);
+    let mut scenario = scenario.map_or_else(Scenario::default, Scenario::from_section);
+    for tuned in section.read("tuned", Vec::new(), texts) {
+        if !scenario.policies.contains(&tuned) {
+            scenario.policies.push(tuned);
+        }
+    }
     let entry = Entry {
         name: name.unwrap_or_default(),
         question: section.read("question", String::new(), |field| text(field, "a question")),
@@ -246,6 +252,7 @@ scenarios:
   - name: coding
     question: Where do sessions go?
     scenario: { policies: &all [price, least_request, oracle], loads: [2, 4] }
+    tuned: [chwbl(load_factor=2), price]
     ablations:
       - { variant: index_off }
       - { variant: beacons_1s, policies: [price, least_request], loads: 4 }
@@ -265,6 +272,7 @@ scenarios:
         let suite = Suite::read(SUITE).unwrap();
         assert_eq!((suite.title.as_str(), suite.seeds_quick, suite.entries.len()), ("Scheduling", 2, 2));
         let entry = &suite.entries[0];
+        assert_eq!(entry.scenario.policies, ["price", "least_request", "oracle", "chwbl(load_factor=2)"]);
         assert_eq!(entry.ablations[0].loads, [2.0, 4.0]);
         assert_eq!((entry.ablations[1].policies.len(), entry.ablations[1].loads.as_slice()), (2, &[4.0][..]));
         assert_eq!((entry.claims.len(), entry.claims[1].loads, entry.claims[1].from_load), (3, Loads::Some, 3.0));

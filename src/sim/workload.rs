@@ -82,4 +82,17 @@ pub struct Workload {
     pub classes: Vec<String>,
     /// The scripts; of a timed workload, in the order of their times.
     pub scripts: Vec<Script>,
+    /// Prefixes that are hot for a while, where the workload is made so.
+    pub hot: Option<HotPrefixes>,
+}
+
+/// Prefixes that get many more requests for a while.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HotPrefixes {
+    /// The first segments of their prompts.
+    pub prefixes: Vec<Segment>,
+    /// When they become hot, seconds, at a load of 1.
+    pub from_s: f64,
+    /// When they cool.
+    pub until_s: f64,
 }

@@ -3,6 +3,8 @@
 //! The model of llama.cpp's slots and a real server are given the same prompts, as token ids, one after the other. They
 //! must agree on every single one: on the slot it got and on the tokens that were found there.
 
+mod fleet;
+
 use serde_json::{Value, json};
 
 use emberlane::sim::slots::SlotCache;

@@ -41,8 +41,8 @@ pub(super) fn run(args: &SimArgs, path: &Path, runner: &dyn Runner, out: &mut dy
     let _ = write!(text, "\n{held} held, {failed} failed, {untested} untested; {losing} losing cells\n");
     if args.only.is_empty() {
         let name = path.file_stem().map_or_else(|| "scheduling".to_owned(), |stem| stem.to_string_lossy().into_owned());
-        let beside = path.parent().unwrap_or(Path::new("")).to_owned();
-        let directory = args.out.clone().unwrap_or(if args.quick { PathBuf::from(KEPT) } else { beside });
+        let beside = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
+        let directory = args.out.clone().unwrap_or_else(|| if args.quick { PathBuf::from(KEPT) } else { beside });
         evidence::write(&suite, &evidence, &directory, &name)?;
         let _ = writeln!(text, "{}", directory.join(format!("{name}.md")).display());
     }

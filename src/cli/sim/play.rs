@@ -8,11 +8,10 @@ use parking_lot::Mutex;
 
 use crate::config::PolicyConfig;
 use crate::sim::batch::{Job, Runner};
-use crate::sim::model::EngineModel;
 use crate::sim::result::RunResult;
 use crate::sim::run::{Ablation, Beacons, BoundName, Chooser, Plan, run};
-use crate::sim::scenario::Scenario;
-use crate::sim::workload::{Pace, Source, Workload};
+use crate::sim::scenario::{Scenario, Split};
+use crate::sim::workload::{Half, Pace, Source, Workload};
 
 /// Beacons of the variant in which they are late.
 const LATE_BEACONS_S: f64 = 1.0;
@@ -40,23 +39,23 @@ impl Player {
 impl Runner for Player {
     fn check(&self, scenario: &Scenario, policy: &str, variant: &str) -> Result<(), String> {
         chooser(policy)?;
-        model(scenario)?;
+        scenario.engines()?;
         changed(scenario, variant)?;
         self.source(&scenario.trace).map(|_| ())
     }
 
     fn run(&self, scenario: &Scenario, job: &Job, simulated: &AtomicU64) -> Result<RunResult, String> {
-        let workload = self.source(&scenario.trace)?.workload(job.seed);
+        let source = self.source(&scenario.trace)?;
+        let workload = match scenario.split {
+            Split::Whole => source.workload(job.seed),
+            Split::Test => source.half(Half::Test, job.seed),
+            Split::Tuning => source.half(Half::Tuning, job.seed),
+        };
         let (beacons, ablation) = changed(scenario, &job.variant)?;
-        let model = model(scenario)?;
-        #[expect(clippy::cast_precision_loss, reason = "bytes of one token")]
-        let host_tokens = scenario.host_tier_gb * 1e9 / model.kv_bytes_per_token as f64;
         let (duration_s, warm_up_s) = times(scenario, &workload, job.load);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded by the scenario's reader")]
         let plan = Plan {
             workload: &workload,
-            engines: vec![model; scenario.replicas as usize],
-            host_tokens: host_tokens as u64,
+            engines: scenario.engines()?,
             chooser: chooser(&job.policy)?,
             ablation,
             load: job.load,
@@ -66,10 +65,12 @@ impl Runner for Player {
             network_delay_s: scenario.network_delay_s,
             beacons,
             slowdown: None,
+            history_period_s: scenario.history_period_s,
         };
         let result = run(&plan);
         simulated.fetch_add(result.requests, Ordering::Relaxed);
-        Ok(RunResult { policy: job.policy.clone(), variant: job.variant.clone(), ..result })
+        let model = scenario.model_shown();
+        Ok(RunResult { policy: job.policy.clone(), variant: job.variant.clone(), model, ..result })
     }
 }
 
@@ -91,13 +92,6 @@ fn chooser(policy: &str) -> Result<Chooser, String> {
         .map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }
 
-fn model(scenario: &Scenario) -> Result<EngineModel, String> {
-    EngineModel::by_name(&scenario.model).ok_or_else(|| {
-        let known = EngineModel::all().map(|model| model.name).join(", ");
-        format!("no model is named `{}`; there are: {known}", scenario.model)
-    })
-}
-
 /// The beacons of a variant, and what is switched off.
 fn changed(scenario: &Scenario, variant: &str) -> Result<(Beacons, Ablation), String> {
     let beacons =
@@ -106,10 +100,11 @@ fn changed(scenario: &Scenario, variant: &str) -> Result<(Beacons, Ablation), St
         "" => Ok((beacons, Ablation::None)),
         "index_off" => Ok((beacons, Ablation::IndexOff)),
         "learning_off" => Ok((beacons, Ablation::LearningOff)),
+        "precise" => Ok((beacons, Ablation::Precise)),
         "beacons_1s" => Ok((Beacons { delay_s: LATE_BEACONS_S, ..beacons }, Ablation::None)),
         "beacons_lost" => Ok((Beacons { loss: 1.0, ..beacons }, Ablation::None)),
         _ => Err(format!(
-            "no variant is named `{variant}`; there are: index_off, learning_off, beacons_1s, beacons_lost"
+            "no variant is named `{variant}`; there are: index_off, learning_off, precise, beacons_1s, beacons_lost"
         )),
     }
 }

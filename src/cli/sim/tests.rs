@@ -74,6 +74,23 @@ fn a_table_is_printed_and_a_page_written() {
 }
 
 #[test]
+fn tuning_tells_what_is_best() {
+    let mut out = Vec::new();
+    let args = parse(&["--tune", "--policy", "round_robin,chwbl", "--load", "2", "--seeds", "2"]);
+    tune::run(&args, &FakeRunner::default(), &mut out).unwrap();
+    let told = String::from_utf8(out).unwrap();
+    assert!(told.contains("chwbl(load_factor=2)") && told.contains("\ntuned: ["), "{told}");
+    assert!(!told.contains("round_robin"), "it has no parameters: {told}");
+    for arguments in [&["--tune", "--json"][..], &["--split", "half"], &["--tune", "--split", "test"]] {
+        assert!(Command::try_parse_from(["sim"].iter().chain(arguments)).is_err(), "{arguments:?}");
+    }
+    let args = parse(&["--fleet", "4*llama-3.1-8b,4*llama-3.1-8b(speed=0.5)", "--split", "test"]);
+    let found = scenario(&args).unwrap();
+    assert_eq!((found.replicas, found.fleet.len(), found.split), (8, 2, Split::Test));
+    assert!(refused(&["--fleet", "4*llama-3.1-8b(sped=1)"]).contains("--fleet[0].sped: unknown field"));
+}
+
+#[test]
 fn what_is_wrong_is_told_at_once() {
     let told = refused(&["--policy", "pricy,price", "--load", "0", "--warm-up", "9000"]);
     for part in ["`pricy` is no policy", "least_request", "oracle", "did you mean `price`?", "loads: 0", "warm_up: "] {

@@ -80,6 +80,15 @@ impl WarmDepths {
         self.has_host = false;
     }
 
+    /// Sets what `slot` holds, and how much of it is on the device: for those who know it from elsewhere than a look-up,
+    /// after [`Self::clear`].
+    pub fn set(&mut self, slot: ReplicaSlot, held: u32, on_device: u32) {
+        if held > 0 && self.raise(slot, held, 0) == 0 {
+            self.device[slot.index()] = on_device.min(held);
+            self.has_host |= on_device < held;
+        }
+    }
+
     /// The block at `depth` was found, on the device or not, at a replica with a host tier.
     #[cold]
     pub(super) fn found_in_tiers(&mut self, slot: ReplicaSlot, depth: u32, is_on_device: bool) {

@@ -65,7 +65,7 @@ pub(crate) fn run(policy: &str, variant: &str, load: f64, seed: u64) -> RunResul
         ttft_mape: (base_name(policy) == "price").then_some(0.08),
         ttft_p90_covered: (base_name(policy) == "price").then_some(0.903),
         classes: vec![class("short", 0.5), class("long", 4.0)],
-        series: Vec::new(),
+        ..RunResult::default()
     }
 }
 
@@ -84,7 +84,13 @@ pub(crate) fn runs(policies: &[&str], loads: &[f64], seeds: u64) -> Vec<RunResul
 pub(crate) fn series() -> Series {
     let at_s: Vec<f32> = (0..1200_u16).map(|at| f32::from(at) / 10.0).collect();
     let values = (0..4_u8).map(|replica| at_s.iter().map(|at| (at / 10.0 + f32::from(replica)).sin()).collect());
-    Series { name: "replicas that hold the prefix".to_owned(), unit: String::new(), values: values.collect(), at_s }
+    Series {
+        name: "replicas that hold the prefix".to_owned(),
+        unit: String::new(),
+        labels: Vec::new(),
+        values: values.collect(),
+        at_s,
+    }
 }
 
 /// Gives [`run`].
@@ -108,6 +114,6 @@ impl Runner for FakeRunner {
         }
         let run = run(&job.policy, &job.variant, job.load, job.seed);
         simulated.fetch_add(run.requests, Ordering::Relaxed);
-        Ok(RunResult { model: scenario.model.clone(), replicas: scenario.replicas, ..run })
+        Ok(RunResult { model: scenario.model_shown(), replicas: scenario.replicas, ..run })
     }
 }

@@ -207,8 +207,14 @@ impl<'r> Grid<'r> {
         let Self { workload, model, replicas, .. } = self;
         let seeds = self.seeds();
         let plural = if seeds == 1 { "" } else { "s" };
-        format!("{workload}, {replicas} × {model}, {seeds} seed{plural}")
+        format!("{workload}, {}, {seeds} seed{plural}", fleet_shown(*replicas, model))
     }
+}
+
+/// What serves, in words: groups say themselves how many they are.
+#[must_use]
+pub fn fleet_shown(replicas: u32, model: &str) -> String {
+    if model.contains('*') { model.replace('*', " × ").replace(',', ", ") } else { format!("{replicas} × {model}") }
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ pub fn grid_body(grid: &Grid<'_>) -> String {
         let means = to_html(&table::means(grid, place, &columns));
         let differences = table::differences(grid, place, &columns).map(|table| to_html(&table));
         let differences = differences.unwrap_or_default();
-        let _ = write!(out, "<details><summary>load {load}, in figures</summary>{means}{differences}</details>\n");
+        let _ = writeln!(out, "<details><summary>load {load}, in figures</summary>{means}{differences}</details>");
     }
     out
 }
@@ -135,10 +135,10 @@ fn plot_of(grid: &Grid<'_>, measure: &Measure, y_scale: Scale) -> Plot {
 fn legend(grid: &Grid<'_>) -> String {
     let mut out = String::from("<ul class='legend'>\n");
     for (place, line) in grid.lines.iter().enumerate() {
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<li><button data-k='{place}' aria-pressed='true'><svg class='plot'><path class='l' {} d='M0 5h28'/></svg>{}\
-             </button></li>\n",
+             </button></li>",
             plot::stroke(place),
             escape(&line.to_string())
         );
@@ -150,29 +150,67 @@ fn legend(grid: &Grid<'_>) -> String {
 /// Plots of the series that runs kept, for the first seed of each line and load.
 #[must_use]
 pub fn over_time(results: &[RunResult]) -> String {
-    let mut drawn: Vec<&RunResult> = Vec::new();
-    for run in results.iter().filter(|run| !run.series.is_empty()) {
-        let same = |other: &&RunResult| {
-            (&other.workload, &other.policy, &other.variant) == (&run.workload, &run.policy, &run.variant)
-                && other.load.total_cmp(&run.load).is_eq()
-        };
-        if drawn.len() < SERIES_RUNS_MAX && !drawn.iter().any(same) {
-            drawn.push(run);
-        }
-    }
+    let drawn = first_of_each(results);
     if drawn.is_empty() {
         return String::new();
     }
     let mut out = String::from("<section><h2>Over time</h2>\n<div class='plots'>\n");
-    for (run, series) in drawn.iter().flat_map(|run| run.series.iter().map(move |series| (run, series))) {
-        out.push_str(&plot::svg(&series_plot(run, series)));
+    let compared = compared(results).into_iter().map(|plot| Plot { has_legend: true, ..plot });
+    let series = drawn.iter().flat_map(|run| run.series.iter().map(|series| series_plot(run, series)));
+    for plot in compared.chain(series) {
+        out.push_str(&plot::svg(&plot));
         out.push('\n');
     }
     out.push_str("</div></section>\n");
     out
 }
 
-/// A series of a run as a plot: a line for each of the first replicas.
+/// The first run of each line and load that kept series.
+fn first_of_each(results: &[RunResult]) -> Vec<&RunResult> {
+    let mut first: Vec<&RunResult> = Vec::new();
+    for run in results.iter().filter(|run| !run.series.is_empty()) {
+        let same = |other: &&RunResult| {
+            (&other.workload, &other.policy, &other.variant) == (&run.workload, &run.policy, &run.variant)
+                && other.load.total_cmp(&run.load).is_eq()
+        };
+        if first.len() < SERIES_RUNS_MAX && !first.iter().any(same) {
+            first.push(run);
+        }
+    }
+    first
+}
+
+/// Plots that set policies side by side over time: of series that are one line a run, at each load.
+#[must_use]
+pub fn compared(results: &[RunResult]) -> Vec<Plot> {
+    let runs = first_of_each(results);
+    let mut loads: Vec<f64> = runs.iter().map(|run| run.load).collect();
+    loads.sort_by(f64::total_cmp);
+    loads.dedup();
+    let mut plots = Vec::new();
+    for load in loads {
+        let here: Vec<&RunResult> = runs.iter().copied().filter(|run| run.load.total_cmp(&load).is_eq()).collect();
+        let named = here.first().map_or(&[][..], |run| &run.series).iter().filter(|series| series.values.len() == 1);
+        for name in named.map(|series| &series.name) {
+            let of = |run: &&RunResult| run.series.iter().find(|series| series.name == *name).cloned();
+            let curves = here.iter().enumerate().filter_map(|(place, run)| {
+                let plot = series_plot(run, &of(run)?);
+                let label = super::grid::Line::of(run).to_string();
+                plot.curves.into_iter().next().map(|curve| Curve { label, style: place, ..curve })
+            });
+            let curves: Vec<Curve> = curves.collect();
+            let first = here.first().and_then(|run| Some(series_plot(run, &of(run)?)));
+            plots.extend(first.filter(|_| curves.len() > 1).map(|plot| Plot {
+                title: format!("{name} (load {load})"),
+                curves,
+                ..plot
+            }));
+        }
+    }
+    plots
+}
+
+/// A series of a run as a plot: a line for each of the first replicas, or whatever it is of.
 #[must_use]
 pub fn series_plot(run: &RunResult, series: &Series) -> Plot {
     let curve = |(replica, values): (usize, &Vec<f32>)| {
@@ -181,7 +219,8 @@ pub fn series_plot(run: &RunResult, series: &Series) -> Plot {
             Point { x, y, low: y, high: y }
         };
         let points = series.at_s.iter().zip(values).map(point).collect();
-        Curve { label: format!("r{replica}"), style: replica, points }
+        let label = series.labels.get(replica).cloned().unwrap_or_else(|| format!("r{replica}"));
+        Curve { label, style: replica, points }
     };
     let line = super::grid::Line::of(run);
     Plot {
@@ -265,5 +304,18 @@ mod tests {
         let drawn = over_time(&runs);
         assert_eq!((drawn.matches("<svg").count(), drawn.matches("class='l'").count()), (1, 4));
         assert!(drawn.contains("replicas that hold the prefix (price, load 2)"));
+    }
+
+    #[test]
+    fn series_of_one_line_are_drawn_policies_side_by_side() {
+        let mut runs = fake::runs(&["price", "sticky"], &[2.0], 3);
+        for run in &mut runs {
+            let series = fake::series();
+            run.series = vec![Series { values: series.values[..1].to_vec(), ..series.clone() }, series];
+        }
+        let plots = compared(&runs);
+        assert_eq!((plots.len(), plots[0].curves.len()), (1, 2));
+        assert_eq!(plots[0].title, "replicas that hold the prefix (load 2)");
+        assert_eq!(over_time(&runs).matches("<svg").count(), 1 + 4);
     }
 }

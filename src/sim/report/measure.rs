@@ -103,7 +103,7 @@ macro_rules! metric {
 }
 
 /// All figures, in the order in which they are shown.
-pub static METRICS: [Metric; 20] = [
+pub static METRICS: [Metric; 25] = [
     metric!(hit_rate, "prompt tokens found in cache", "hit", Share, Higher, |run| Some(run.hit_rate)),
     metric!(regenerated_share, "engine time regenerating KV", "regen", Share, Lower, |run| Some(run.regenerated_share)),
     metric!(
@@ -162,7 +162,7 @@ pub static METRICS: [Metric; 20] = [
         (run.requests > 0).then(|| run.rejected as f64 / run.requests as f64)
     }),
     metric!(busy_share, "engine time spent computing", "busy", Share, Neither, |run| Some(run.busy_share)),
-    metric!(imbalance, "busiest replica's requests, of the mean", "imbalance", Times, Neither, |run| {
+    metric!(imbalance, "busiest replica's computing, of the mean", "imbalance", Times, Neither, |run| {
         Some(run.imbalance)
     }),
     metric!(preemptions, "preemptions", "preempted", Count, Lower, |run| Some(run.preemptions as f64)),
@@ -170,6 +170,19 @@ pub static METRICS: [Metric; 20] = [
     metric!(ttft_p90_covered, "requests within the predicted p90", "p90 covers", Share, Neither, |run| {
         run.ttft_p90_covered
     }),
+    metric!(holders_before, "replicas that hold a prefix before it is hot", "holders before", Count, Neither, |run| {
+        run.holders_before
+    }),
+    metric!(holders_while_hot, "replicas that hold a prefix while it is hot", "hot", Count, Neither, |run| {
+        run.holders_while_hot
+    }),
+    metric!(holders_after, "replicas that hold a prefix after it was hot", "after", Count, Neither, |run| {
+        run.holders_after
+    }),
+    metric!(holder_changes_per_min, "changes of a hot prefix's holders a minute", "changes/min", Count, Lower, |run| {
+        run.holder_changes_per_min
+    }),
+    metric!(herding, "requests in herds between beacons", "herding", Share, Lower, |run| run.herding),
 ];
 
 /// A figure, of all requests of a run or of one class of them. Written `ttft_p95_s` or `ttft_p95_s/short`.

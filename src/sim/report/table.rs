@@ -22,14 +22,25 @@ pub const COLUMNS: [&str; 11] = [
     "rejected_share",
 ];
 
-/// The columns for a grid: [`COLUMNS`] that are not zero throughout, TTFT of each class, and predictions' errors.
+/// Columns after those of classes.
+const LAST: [&str; 7] = [
+    "ttft_mape",
+    "ttft_p90_covered",
+    "holders_before",
+    "holders_while_hot",
+    "holders_after",
+    "holder_changes_per_min",
+    "herding",
+];
+
+/// The columns for a grid: [`COLUMNS`] that are not zero throughout, TTFT of each class, and [`LAST`].
 #[must_use]
 pub fn columns(grid: &Grid<'_>) -> Vec<Measure> {
     let mut columns: Vec<Measure> = COLUMNS.into_iter().filter_map(Measure::of).collect();
     for class in grid.classes() {
         columns.extend(["ttft_p50_s", "ttft_p95_s"].into_iter().filter_map(|key| Measure::of(key)?.of_class(&class)));
     }
-    columns.extend(["ttft_mape", "ttft_p90_covered"].into_iter().filter_map(Measure::of));
+    columns.extend(LAST.into_iter().filter_map(Measure::of));
     columns.retain(|measure| grid.has(measure));
     columns
 }
@@ -78,16 +89,15 @@ impl Table {
         let mut out = String::new();
         for block in blocks(&widths) {
             for row in [&heading].into_iter().chain(&rows) {
-                let mut line = String::new();
-                for place in [0].into_iter().chain(block.clone()) {
+                let cell = |place: usize| {
                     let (text, width) = (row.get(place).map_or("", String::as_str), widths[place]);
-                    let cell = if place < self.texts.max(1) {
-                        format!("{}{text:<width$}", if place == 0 { "" } else { " " })
-                    } else {
-                        format!(" {text:>width$}")
-                    };
-                    line.push_str(&cell);
-                }
+                    match place {
+                        0 => format!("{text:<width$}"),
+                        place if place < self.texts => format!(" {text:<width$}"),
+                        _ => format!(" {text:>width$}"),
+                    }
+                };
+                let line: String = [0].into_iter().chain(block.clone()).map(cell).collect();
                 out.push_str(line.trim_end());
                 out.push('\n');
             }
@@ -296,8 +306,8 @@ mod tests {
     fn figures_have_three_digits_that_count() {
         let shown = |mean| format!("{mean:.*}", decimals(mean));
         assert_eq!(
-            [0.0, 0.071_23, 0.5, 3.14159, 42.0, 1234.5].map(shown),
-            ["0", "0.0712", "0.500", "3.14", "42.0", "1234"]
+            [0.0, 0.071_23, 0.5, 3.456_78, 42.0, 1234.5].map(shown),
+            ["0", "0.0712", "0.500", "3.46", "42.0", "1234"]
         );
     }
 }

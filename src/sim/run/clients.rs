@@ -88,7 +88,7 @@ impl<'w> Clients<'w> {
         let is_first = self.next < self.users;
         self.next += 1;
         let calls = &self.script(script).calls;
-        let from = if is_first { (draw % calls.len().max(1) as u64) as usize } else { 0 };
+        let from = if is_first { usize::try_from(draw % calls.len().max(1) as u64).unwrap_or(0) } else { 0 };
         let salt = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 1;
         let blocked_by = |after: &[u32]| after.iter().filter(|before| **before as usize >= from).count();
         let blocked = calls.iter().map(|call| super::narrow(blocked_by(&call.after))).collect();

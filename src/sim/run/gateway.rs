@@ -1,11 +1,16 @@
 //! The gateway in a run: the production pipeline, told what the edge would tell it.
 
+mod exact;
+
+use self::exact::Exact;
+use super::super::engine::SimEngine;
+use super::super::model::{EngineModel, Kind};
 use super::super::workload::Segment;
 use super::clients::mix;
 use super::{Ablation, Beacons, Chooser, Live, Plan};
 use crate::clock::Now;
 use crate::config::{Config, ReplicaConfig};
-use crate::fleet::Registry;
+use crate::fleet::{Discovered, Engine, Registry};
 use crate::id::{BlockHash, PoolId, ReplicaSlot};
 use crate::learn::Rates;
 use crate::load::report::{LoadReport, LoadSource};
@@ -14,12 +19,17 @@ use crate::parse::Api;
 use crate::parse::usage::Usage;
 use crate::pipeline::{Answered, Decider, Placement, Prompt, Shared, SharedConfig, Snapshot, TokenRatios, Underway};
 use crate::prefix::BLOCK_BYTES;
+use crate::prefix::memory::Said;
 use crate::prefix::pending::Awaited;
+use std::collections::HashMap;
 use std::sync::Arc;
 
+/// What all replicas serve, whatever they compute it with.
+const MODEL: &str = "m";
 /// Prompt bytes of a token: what the gateway takes for the truth before it learns, and is the truth here.
 const BYTES_PER_TOKEN: usize = 4;
 /// Tokens of a block of the fingerprint.
+#[expect(clippy::cast_possible_truncation, reason = "a few dozen")]
 const BLOCK_TOKENS: u32 = (BLOCK_BYTES / BYTES_PER_TOKEN) as u32;
 /// Memory of the prefix index for each block that the fleet can hold, bytes, with room to spare.
 const INDEX_BYTES_PER_BLOCK: u64 = 128;
@@ -52,6 +62,8 @@ pub(super) struct Gateway {
     publisher: Publisher,
     chain: Vec<BlockHash>,
     held: Vec<(u32, Awaited)>,
+    /// Of the requests that have no first token yet, what is known exactly; only kept when all is.
+    exact: Option<Exact>,
     /// Reports since the decider was last made to hear them.
     unheard: usize,
     ablation: Ablation,
@@ -62,9 +74,11 @@ impl Gateway {
     pub(super) fn new(plan: &Plan<'_>) -> Self {
         let replicas = plan.engines.iter().enumerate().filter_map(|(number, engine)| {
             let url = format!("http://10.{}.{}.{}:8000", number >> 16 & 255, number >> 8 & 255, number & 255);
+            let known = |tokens: u64| Some(tokens).filter(|_| engine.is_configured);
             Some(ReplicaConfig {
-                models: vec![engine.name.to_owned()],
-                kv_tokens: Some(engine.kv_tokens),
+                models: vec![MODEL.to_owned()],
+                kv_tokens: known(engine.kv_tokens),
+                host_kv_tokens: known(engine.host_tokens).filter(|tokens| *tokens > 0),
                 ..ReplicaConfig::new(format!("r{number}"), url.parse().ok()?)
             })
         });
@@ -73,7 +87,7 @@ impl Gateway {
             config.policy = policy.clone();
         }
         let slots = plan.engines.len();
-        let kv_tokens: u64 = plan.engines.iter().map(|engine| engine.kv_tokens + plan.host_tokens).sum();
+        let kv_tokens: u64 = plan.engines.iter().map(|engine| engine.kv_tokens + engine.host_tokens).sum();
         let index_bytes = (kv_tokens / u64::from(BLOCK_TOKENS) * INDEX_BYTES_PER_BLOCK).max(INDEX_BYTES_MIN);
         let prior = Rates::prior(&config.policy);
         let sizes = SharedConfig {
@@ -86,12 +100,19 @@ impl Gateway {
         let shared = Shared::new(&sizes).expect("memory for the index");
         #[expect(clippy::expect_used, reason = "the fleet was made to fit")]
         let (fleet, change) =
-            Registry::new(slots).rebuild(&config.replicas, &[], &Default::default(), |_| true).expect("a small fleet");
+            Registry::new(slots).rebuild(&config.replicas, &[], &said(&plan.engines), |_| true).expect("a small fleet");
         let mut decider = Decider::new(&config, slots, 0, 1, plan.seed);
         let (mut publishers, inboxes) = rings(1, 1, REPORTS_MAX);
         inboxes.into_iter().for_each(|inbox| decider.attach(inbox));
         let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
         shared.apply(&change, &snapshot, Now(0));
+        // Engines with blocks say on their metrics page how large these are.
+        for (number, engine) in plan.engines.iter().enumerate().filter(|(_, engine)| engine.kind == Kind::Blocks) {
+            let said = Said { block_tokens: Some(engine.block_tokens), ..Said::default() };
+            if let Some(slot) = ReplicaSlot::from_index(number) {
+                shared.hear_cache(slot, said);
+            }
+        }
         Self {
             shared: Arc::new(shared),
             snapshot,
@@ -99,13 +120,20 @@ impl Gateway {
             publisher: publishers.remove(0),
             chain: Vec::new(),
             held: Vec::new(),
+            exact: (plan.ablation == Ablation::Precise).then(Exact::default),
             unheard: 0,
             ablation: plan.ablation,
         }
     }
 
     /// Places a request: where, and whether it waits here first. `None`: it is refused.
-    pub(super) fn place(&mut self, request: u32, live: &Live, now: Now) -> Option<(ReplicaSlot, Placed, Held)> {
+    pub(super) fn place(
+        &mut self,
+        request: u32,
+        live: &Live,
+        engines: &[SimEngine],
+        now: Now,
+    ) -> Option<(ReplicaSlot, Placed, Held)> {
         let Self { chain, shared, snapshot, .. } = self;
         chain.clear();
         fingerprint(&live.prompt, chain);
@@ -121,8 +149,14 @@ impl Gateway {
             affinity_key: live.asked.session.unwrap_or(first),
             output_tokens_max: None,
         };
+        if let Some(exact) = &self.exact {
+            exact.tell(&live.prompt, engines, self.decider.tell_depths());
+        }
         let placement = self.decider.decide_prompt(shared, snapshot, prompt, now).ok()?;
         let slot = placement.decision.chosen.slot;
+        if let Some(exact) = &mut self.exact {
+            exact.sent(slot, live);
+        }
         let mut underway = Underway::begin(shared, snapshot, &placement, now);
         let awaited = underway.take_awaited();
         let placed = Placed { placement, underway, sent_at: now, tokens_ahead: 0, first_at: None };
@@ -154,6 +188,13 @@ impl Gateway {
             !is_over
         });
         released
+    }
+
+    /// The engine holds the request's prompt, or never will.
+    pub(super) fn prefilled(&mut self, live: &Live) {
+        if let Some(exact) = &mut self.exact {
+            exact.prefilled(live);
+        }
     }
 
     /// The request is forwarded.
@@ -226,6 +267,21 @@ impl Gateway {
             self.decider.hear(&self.shared, now);
         }
     }
+}
+
+/// What engines say of themselves when they are asked, by the replica's name: llama.cpp that it is, its slots and context.
+fn said(engines: &[EngineModel]) -> HashMap<String, Discovered> {
+    let mut said = HashMap::new();
+    for (number, engine) in engines.iter().enumerate().filter(|(_, engine)| engine.kind == Kind::Slots) {
+        let discovered = Discovered {
+            models: vec![MODEL.to_owned()],
+            engine: Engine::LlamaCpp,
+            slots: u32::try_from(engine.sequences_max).ok(),
+            kv_tokens: Some(engine.kv_tokens),
+        };
+        said.insert(format!("r{number}"), discovered);
+    }
+    said
 }
 
 /// The fingerprint of a prompt: a hash for each whole block, which stands for all before it, as segments do.

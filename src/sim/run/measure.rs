@@ -214,7 +214,7 @@ impl Measure {
             ttft_mape: (self.errors > 0).then(|| self.error_sum / self.errors as f64),
             ttft_p90_covered: (self.covered > 0).then(|| self.covered as f64 / self.errors as f64),
             classes: self.class_results(plan),
-            series: Vec::new(),
+            ..RunResult::default()
         }
     }
 
@@ -274,7 +274,8 @@ mod tests {
     fn quantiles_are_samples() {
         let mut samples: Vec<f32> = (1..=100_u8).rev().map(f32::from).collect();
         let found = quantiles(&mut samples);
-        assert_eq!([found.p50, found.p90, found.p95, found.p99].map(|s| s as u32), [50, 90, 95, 99]);
+        let expected = [50.0, 90.0, 95.0, 99.0];
+        assert!([found.p50, found.p90, found.p95, found.p99].iter().zip(expected).all(|(s, at)| (s - at).abs() < 1e-9));
         assert!((found.mean - 50.5).abs() < 1e-9);
     }
 }

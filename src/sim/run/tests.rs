@@ -1,7 +1,7 @@
 //! Whole runs of small workloads.
 
 use super::*;
-use crate::sim::workload::{Call, Pace, Script};
+use crate::sim::workload::{Call, HotPrefixes, Pace, Script};
 
 fn call(prompt: &[(u64, u32)], output: u64, after: &[u32], think_s: f32) -> Call {
     Call {
@@ -35,6 +35,7 @@ fn conversations(count: u64, turns: u64) -> Workload {
         pace: Pace::Closed,
         classes: vec!["all".to_owned()],
         scripts: (0..count).map(script).collect(),
+        hot: None,
     }
 }
 
@@ -42,7 +43,6 @@ fn plan<'w>(workload: &'w Workload, chooser: Chooser, seed: u64) -> Plan<'w> {
     Plan {
         workload,
         engines: vec![EngineModel::by_name("llama-3.1-8b").unwrap(); 4],
-        host_tokens: 0,
         chooser,
         ablation: Ablation::None,
         load: 6.0,
@@ -52,6 +52,7 @@ fn plan<'w>(workload: &'w Workload, chooser: Chooser, seed: u64) -> Plan<'w> {
         network_delay_s: 0.0005,
         beacons: Beacons { period_s: 0.1, delay_s: 0.2, loss: 0.1 },
         slowdown: None,
+        history_period_s: 0.0,
     }
 }
 
@@ -88,6 +89,117 @@ fn bounds_bound() {
     assert!(infinite >= belady - 0.01 && infinite >= oracle - 0.01, "{infinite} {belady} {oracle}");
     assert!(oracle >= price - 0.02 && price > hit(named("round_robin")), "{oracle} {price}");
     assert!(price > 0.8, "{price}");
+}
+
+/// Lone requests with a prefix of 8,000 tokens each: one of forty, or, between 100 and 200 s, mostly the first.
+fn hot_prefix() -> Workload {
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut at_s = 0.0;
+    let script = |number: u64| {
+        at_s += if (100.0..200.0).contains(&at_s) { 0.05 } else { 0.2 };
+        let is_hot = (100.0..200.0).contains(&at_s) && random.u8(..4) > 0;
+        let prefix = if is_hot { 1 } else { random.u64(1..=40) };
+        Script { at_s, calls: Box::new([call(&[(prefix, 8_000), (100 + number, 50)], 0, &[], 0.0)]) }
+    };
+    let scripts = (0..4_000).map(script).take_while(|script| script.at_s < 300.0).collect();
+    let hot = HotPrefixes { prefixes: vec![Segment { id: 1, tokens: 8_000 }], from_s: 100.0, until_s: 200.0 };
+    let classes = vec!["all".to_owned()];
+    Workload { name: "hot".to_owned(), pace: Pace::Timed, classes, scripts, hot: Some(hot) }
+}
+
+#[test]
+fn who_holds_a_hot_prefix_is_seen() {
+    let workload = hot_prefix();
+    let played = |name: &str| {
+        let plan = plan(&workload, named(name), 5);
+        run(&Plan { load: 1.0, history_period_s: 10.0, duration_s: 240.0, ..plan })
+    };
+    let (sticky, spread) = (played("sticky"), played("round_robin"));
+    for found in [sticky.holders_before, sticky.holders_while_hot, sticky.holders_after] {
+        assert_eq!(found, Some(1.0), "{sticky:?}");
+    }
+    assert_eq!((spread.holders_while_hot, sticky.holder_changes_per_min), (Some(4.0), Some(0.0)));
+    let shares = |result: &RunResult| {
+        let series = result.series.iter().find(|series| series.name.starts_with("share of")).unwrap();
+        let at = series.at_s.iter().position(|at| *at >= 150.0).unwrap();
+        series.values.iter().map(|values| values[at]).collect::<Vec<_>>()
+    };
+    assert!(shares(&sticky).contains(&100.0), "{:?}", shares(&sticky));
+    assert!(shares(&spread).iter().all(|share| (20.0..30.0).contains(share)), "{:?}", shares(&spread));
+    let lengths =
+        spread.series.iter().flat_map(|series| series.values.iter().map(|values| (values.len(), &series.at_s)));
+    assert!(lengths.clone().all(|(values, at_s)| values == at_s.len() && values == 30), "{lengths:?}");
+    let holding = spread.series.iter().find(|series| series.name.contains("hold")).unwrap();
+    assert!((holding.values[0][15] - 4.0).abs() < 1e-6, "{holding:?}");
+}
+
+#[test]
+fn herds_are_seen() {
+    let workload = hot_prefix();
+    let herding = |name: &str, beacons: Beacons| {
+        let plan = plan(&workload, named(name), 5);
+        run(&Plan { load: 1.0, duration_s: 240.0, beacons, ..plan }).herding.unwrap()
+    };
+    let late = Beacons { period_s: 1.0, delay_s: 0.5, loss: 0.0 };
+    assert!(herding("random", late).abs() < 0.02, "{}", herding("random", late));
+    // In turn is more even than by lot.
+    assert!(herding("round_robin", late) < -0.05);
+    // Where the prefix is held by one replica only, none goes astray.
+    assert!(herding("sticky", late).abs() < 0.02, "{}", herding("sticky", late));
+}
+
+/// Runs `workload` on two replicas as they are and two that `change` makes others; the share of requests that the latter
+/// got.
+fn on_unlike(
+    workload: &Workload,
+    name: &str,
+    load: f64,
+    change: impl Fn(EngineModel) -> EngineModel,
+) -> (RunResult, f64) {
+    let mut plan = plan(workload, named(name), 11);
+    (plan.load, plan.history_period_s, plan.duration_s) = (load, 5.0, 600.0);
+    for engine in plan.engines.iter_mut().skip(2) {
+        *engine = change(engine.clone());
+    }
+    let result = run(&plan);
+    let series = result.series.iter().find(|series| series.name.starts_with("requests placed")).unwrap();
+    let sums: Vec<f32> = series.values.iter().map(|values| values.iter().sum()).collect();
+    let share = f64::from(sums[2] + sums[3]) / f64::from(sums.iter().sum::<f32>());
+    (result, share)
+}
+
+#[test]
+fn the_share_of_requests_follows_speed() {
+    // Lone prompts, so that nothing but speed tells replicas apart, at nine tenths of what the four can do together.
+    let mut random = fastrand::Rng::with_seed(2);
+    let mut at_s = 0.0;
+    let script = |number: u64| {
+        at_s += -random.f64().ln() * 0.085;
+        Script { at_s, calls: Box::new([call(&[(number + 1, 8_000)], 0, &[], 0.0)]) }
+    };
+    let scripts = (0..9_000).map(script).collect();
+    let classes = vec!["all".to_owned()];
+    let workload = Workload { name: "lone".to_owned(), pace: Pace::Timed, classes, scripts, hot: None };
+    let half = |engine: EngineModel| engine.at_speed(0.5);
+    let (price, share) = on_unlike(&workload, "price", 1.0, half);
+    assert!((0.2..0.4).contains(&share), "a third of the work is right: {share}");
+    let (blind, even) = on_unlike(&workload, "round_robin", 1.0, half);
+    assert!((even - 0.5).abs() < 0.01, "{even}");
+    assert!(price.ttft_p90_s < blind.ttft_p90_s / 2.0, "{} {}", price.ttft_p90_s, blind.ttft_p90_s);
+}
+
+#[test]
+fn half_the_memory_is_known_or_learned() {
+    let workload = conversations(400, 30);
+    // Contexts of four to twenty thousand tokens: eight a replica fill half of the smaller ones.
+    let smaller = |tokens: u64, is_configured: bool| {
+        move |engine: EngineModel| EngineModel { kv_tokens: tokens, is_configured, ..engine }
+    };
+    let (told, _) = on_unlike(&workload, "price", 10.0, smaller(60_000, true));
+    let (learned, _) = on_unlike(&workload, "price", 10.0, smaller(60_000, false));
+    let (blind, _) = on_unlike(&workload, "least_request", 10.0, smaller(60_000, true));
+    assert!(told.hit_rate > blind.hit_rate + 0.1, "{} {}", told.hit_rate, blind.hit_rate);
+    assert!((told.hit_rate - learned.hit_rate).abs() < 0.05, "{} {}", told.hit_rate, learned.hit_rate);
 }
 
 #[test]

@@ -10,8 +10,9 @@ use serde_json::Value;
 use super::cache::{Cache, Cached};
 use super::{Entry, Suite, page};
 use crate::sim::batch::{self, BatchError, Job, Observer, Runner};
+use crate::sim::report::grid::fleet_shown;
 use crate::sim::result::RunResult;
-use crate::sim::scenario::Scenario;
+use crate::sim::scenario::{Scenario, Split};
 
 /// A scenario and its results.
 #[derive(Debug)]
@@ -248,15 +249,19 @@ fn rounded(value: Value) -> Value {
 /// The scenario's settings, in a line.
 #[must_use]
 pub fn settings(scenario: &Scenario) -> String {
-    let Scenario { trace, replicas, model, seeds, duration_s, warm_up_s, .. } = scenario;
+    let Scenario { trace, replicas, seeds, duration_s, warm_up_s, .. } = scenario;
+    let fleet = fleet_shown(*replicas, &scenario.model_shown());
     let mut out = format!(
-        "`{trace}`, {replicas} × {model}, {seeds} seeds, {duration_s} s of which {warm_up_s} s warm-up; beacons every \
+        "`{trace}`, {fleet}, {seeds} seeds, {duration_s} s of which {warm_up_s} s warm-up; beacons every \
          {} s, {} s late, {} % lost; network {} ms",
         scenario.beacon_period_s,
         scenario.beacon_delay_s,
         scenario.beacon_loss * 100.0,
         scenario.network_delay_s * 1e3
     );
+    if scenario.split != Split::Whole {
+        out.push_str(&format!("; the {} half of the trace", scenario.split.as_str()));
+    }
     if scenario.host_tier_gb > 0.0 {
         out.push_str(&format!("; host tier {} GB", scenario.host_tier_gb));
     }
@@ -340,7 +345,7 @@ scenarios:
 
     #[test]
     fn fractions_are_rounded_and_counts_are_not() {
-        let value = serde_json::json!({"a": 0.123_456_789, "b": 123_456_789, "c": [1234.567_89]});
+        let value = serde_json::json!({"a": 0.123_456_789, "b": 123_456_789, "c": [1_234.567_89]});
         assert_eq!(rounded(value).to_string(), r#"{"a":0.123457,"b":123456789,"c":[1234.57]}"#);
     }
 }

@@ -15,6 +15,8 @@ use crate::sim::result::{RunResult, Series};
 
 /// What the Markdown page plots and tells by load; the HTML page has all.
 const BY_LOAD: [&str; 5] = ["ttft_p50_s", "ttft_p90_s", "hit_rate", "output_tokens_per_s", "admission_wait_mean_s"];
+/// What is told of hot prefixes, where there are any.
+const OF_HOT: [&str; 5] = ["holders_before", "holders_while_hot", "holders_after", "holder_changes_per_min", "herding"];
 /// What a baseline may be better in.
 const COMPARED: [&str; 14] = [
     "hit_rate",
@@ -203,6 +205,10 @@ pub fn plots(evidence: &[Evidence]) -> Vec<(String, String)> {
                 plots.push((plot_file(&found.entry, &measure), plot::svg(&plot)));
             }
         }
+        for (place, mut plot) in html::compared(&found.results).into_iter().enumerate() {
+            plot.has_legend = true;
+            plots.push((compared_file(&found.entry, place), plot::svg(&plot)));
+        }
         for (place, (run, series)) in series_of(found).enumerate() {
             let mut plot = html::series_plot(run, series);
             plot.has_legend = true;
@@ -215,6 +221,10 @@ pub fn plots(evidence: &[Evidence]) -> Vec<(String, String)> {
 fn plot_file(entry: &Entry, measure: &Measure) -> String {
     let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' };
     format!("{}-{}.svg", entry.name, measure.to_string().chars().map(plain).collect::<String>())
+}
+
+fn compared_file(entry: &Entry, place: usize) -> String {
+    format!("{}-compared-{}.svg", entry.name, place + 1)
 }
 
 fn series_file(entry: &Entry, place: usize) -> String {
@@ -287,6 +297,14 @@ fn scenario_markdown(out: &mut String, evidence: &Evidence, name: &str) {
             measure.title(),
             plot_file(entry, &measure)
         );
+    }
+    let of_hot: Vec<Measure> = OF_HOT.into_iter().filter_map(Measure::of).filter(|measure| grid.has(measure)).collect();
+    for (place, load) in grid.loads.iter().enumerate().filter(|_| !of_hot.is_empty()) {
+        let table = table::means(&grid, place, &of_hot).to_markdown();
+        let _ = write!(out, "\nHot prefixes, at load {load}:\n\n{table}");
+    }
+    for (place, plot) in html::compared(&evidence.results).into_iter().enumerate() {
+        let _ = write!(out, "\n![{}]({name}/{})\n", plot.title, compared_file(entry, place));
     }
     for (place, (_, series)) in series_of(evidence).enumerate() {
         let _ = write!(out, "\n![{}]({name}/{})\n", series.name, series_file(entry, place));

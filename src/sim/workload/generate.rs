@@ -85,6 +85,10 @@ impl Generator {
     #[must_use]
     pub fn workload(&self, seed: u64) -> Workload {
         let mut maker = Maker { draw: Draw::new(seed), ids: 0 };
+        let hot = match self {
+            Self::Hot(hot) => Some(hot.prefixes()),
+            Self::Groups(_) | Self::Chat(_) | Self::Tenants(_) | Self::Workflows(_) => None,
+        };
         let (name, classes, mut scripts) = match self {
             Self::Groups(groups) => ("groups", &["all"][..], groups.scripts(&mut maker)),
             Self::Chat(chat) => ("chat", &["short", "long"][..], chat.scripts(&mut maker)),
@@ -94,7 +98,7 @@ impl Generator {
         };
         scripts.sort_by(|a: &Script, b: &Script| a.at_s.total_cmp(&b.at_s));
         let classes = classes.iter().map(|class| (*class).to_owned()).collect();
-        Workload { name: name.to_owned(), pace: Pace::Timed, classes, scripts }
+        Workload { name: name.to_owned(), pace: Pace::Timed, classes, scripts, hot }
     }
 }
 

@@ -102,7 +102,7 @@ mod tests {
             Script { at_s: *at_s, calls: Box::new([call]) }
         };
         let scripts = times_s.iter().enumerate().map(script).collect();
-        Workload { name: "test".to_owned(), pace, classes: vec!["all".to_owned()], scripts }
+        Workload { name: "test".to_owned(), pace, classes: vec!["all".to_owned()], scripts, hot: None }
     }
 
     fn ids(workload: &Workload) -> Vec<u64> {

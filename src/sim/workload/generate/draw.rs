@@ -60,7 +60,7 @@ impl Arrivals {
                 None => draw.of(Exp1),
             };
             at_s += gap / self.rate_per_s;
-            if !(at_s < until_s) {
+            if at_s >= until_s || at_s.is_nan() {
                 break;
             }
             times_s.push(at_s);

@@ -1,6 +1,7 @@
 //! Prefixes that become hot: a document in the news. One replica cannot serve them all; when they cool, one is enough.
 
 use super::super::argument::{ArgumentFault, Arguments};
+use super::super::{HotPrefixes, Segment};
 use super::draw::Arrivals;
 use super::{Call, Groups, KINDS, Maker, SECONDS, Script};
 
@@ -69,6 +70,13 @@ impl Hot {
         Arrivals { rate_per_s: usual.rate_per_s * hot_share * (self.boost - 1.0), ..usual }
     }
 
+    /// The hot ones: the first segments that are made.
+    pub(super) fn prefixes(&self) -> HotPrefixes {
+        let tokens = self.groups.prefix_tokens;
+        let prefixes = (1..=u64::from(self.hot)).map(|id| Segment { id, tokens }).collect();
+        HotPrefixes { prefixes, from_s: self.from_s, until_s: self.until_s }
+    }
+
     pub(super) fn scripts(&self, maker: &mut Maker) -> Vec<Script> {
         let first_id = maker.ids + 1;
         let last_hot_id = first_id + u64::from(self.hot) - 1;
@@ -87,7 +95,7 @@ impl Hot {
         for at_s in extra.times_s(&mut maker.draw, self.from_s, until_s) {
             let place = maker.draw.place(&popularity);
             let id = first_id + u64::try_from(place).unwrap_or_default();
-            let prefix = super::Segment { id, tokens: self.groups.prefix_tokens };
+            let prefix = Segment { id, tokens: self.groups.prefix_tokens };
             let call = Call { class: HOT, ..self.groups.question(prefix, maker) };
             scripts.push(Script { at_s, calls: Box::new([call]) });
         }

@@ -70,7 +70,7 @@ pub(super) fn read(
         Script { at_s, calls: Box::new([lone(prompt, generated)]) }
     });
     let scripts = scripts.collect();
-    Ok(Workload { name, pace: Pace::Timed, classes: vec!["all".to_owned()], scripts })
+    Ok(Workload { name, pace: Pace::Timed, classes: vec!["all".to_owned()], scripts, hot: None })
 }
 
 /// `2023-11-16 18:15:46.6805900`, or with `T` and a zone of UTC as in later traces.

@@ -68,7 +68,7 @@ pub(super) fn read(lines: &mut Lines<impl BufRead>, name: String, block_tokens: 
         scripts.push(Script { at_s: request.timestamp / 1000.0, calls: Box::new([call]) });
     }
     scripts.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
-    Ok(Workload { name, pace: Pace::Timed, classes: vec!["all".to_owned()], scripts })
+    Ok(Workload { name, pace: Pace::Timed, classes: vec!["all".to_owned()], scripts, hot: None })
 }
 
 fn prompt(request: &Request, block_tokens: u32, blocks: &mut Blocks) -> Result<Vec<Segment>, LineFault> {

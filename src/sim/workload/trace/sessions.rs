@@ -112,11 +112,10 @@ impl Pieces {
         for part in prompt {
             let Some(piece) = self.0.get(part.piece) else { continue };
             let mut from = 0;
-            let mut id = piece.first_id;
-            for to in piece.cuts.iter().copied().filter(|cut| *cut < part.tokens).chain([part.tokens]) {
+            let cuts = piece.cuts.iter().copied().filter(|cut| *cut < part.tokens).chain([part.tokens]);
+            for (id, to) in (piece.first_id..).zip(cuts) {
                 segments.push(Segment { id, tokens: to - from });
                 from = to;
-                id += 1;
             }
         }
         segments
@@ -138,7 +137,7 @@ pub(super) fn read(lines: &mut Lines<impl BufRead>, name: String) -> Result<Work
         let calls = calls(&session, &mut ids, &mut kept)?;
         scripts.push(Script { at_s: 0.0, calls: calls.into_boxed_slice() });
     }
-    Ok(Workload { name, pace: Pace::Closed, classes: vec!["all".to_owned()], scripts })
+    Ok(Workload { name, pace: Pace::Closed, classes: vec!["all".to_owned()], scripts, hot: None })
 }
 
 fn calls(session: &Session, ids: &mut u64, kept: &mut Kept) -> Result<Vec<Call>, LineFault> {
