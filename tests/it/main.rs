@@ -26,6 +26,7 @@ mod residency;
 mod resources;
 mod sdk;
 mod seeing;
+mod slots;
 mod streaming;
 mod support;
 mod tidy;
