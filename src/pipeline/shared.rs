@@ -468,7 +468,7 @@ impl Snapshot {
     fn assumed_at(&self, slot: ReplicaSlot, bytes_per_token: f64) -> Assumed {
         let replica = self.fleet.replica(slot);
         let blocks = |tokens: f64| (tokens * bytes_per_token / BLOCK_BYTES as f64) as f32;
-        let host_tokens = replica.and_then(|replica| replica.config.host_kv_tokens).unwrap_or(0);
+        let host_tokens = replica.and_then(|replica| replica.host_kv_tokens).unwrap_or(0);
         Assumed {
             device_blocks: blocks(self.kv_tokens(slot)).max(1.0),
             host_blocks: blocks(host_tokens as f64),

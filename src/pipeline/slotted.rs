@@ -3,12 +3,20 @@
 //!
 //! A cold request takes somebody's slot, wherever it goes. Pushing out a conversation that goes on costs computing it
 //! again, and that pushes out another: with more conversations than slots, engines can spend most of their time on work
-//! they have done before, while those who wait keep coming. So what is pushed out has a price ([`View::eviction_s`]: the
-//! time to compute it, times how likely it comes back), and a request is held back before it pays that price, for as long
-//! as it would cost everybody: as long as the price itself, times those who wait for the engine. Meanwhile a conversation
-//! ends, or has been idle for so long that it is likely over, and those whose own slot is free pass. (Waiting for as long
-//! as the loss that it may avert is at most twice as bad as knowing beforehand: the ski rental.) Nobody is held for
-//! longer than the same multiple of its own prefill: who brings little work waits little.
+//! they have done before. So what is pushed out has a price ([`View::eviction_s`]: the time to compute it, times how likely
+//! it comes back), and a request is held back while waiting spares more than it costs:
+//!
+//! ```text
+//! returns a second × time to compute it again × crowd > 1
+//! crowd = (1 + requests there + requests held back / candidates) / (1 − share of its time that prefill takes)
+//! ```
+//! The crowd is how many seconds all others lose by a second of work: those who are there, those who wait, and all that
+//! come as long as the engine is not idle. Meanwhile conversations end, or have been idle for so long that they are likely
+//! over, and those whose own slot is free pass. An engine that has time to spare has no crowd, and nobody waits for it.
+//!
+//! Nobody is held for longer than what it spares may be worth, the price times the crowd: whoever waits for as long as the
+//! loss that it may avert is at most twice as badly off as who knows beforehand (the ski rental). Nor for longer than the
+//! same multiple of its own prefill: who brings little work waits little.
 
 use super::candidates::Known;
 use super::{Placement, Snapshot};
@@ -18,7 +26,7 @@ use crate::id::{BlockHash, ReplicaSlot};
 use crate::policy::View;
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
-use crate::prefix::slots::{Asked, BOOKS_MAX, HELD_BACK_MAX, Prospect, Trust};
+use crate::prefix::slots::{Asked, BOOKS_MAX, HELD_BACK_MAX, Loss, Prospect, Trust};
 use std::time::Duration;
 
 /// A busy slot is waited for as long as that takes less than this many times what computing the prefix again would: work
@@ -26,6 +34,8 @@ use std::time::Duration;
 const BUSY_SLOT_PATIENCE: f32 = 2.0;
 /// Longest a request is held back.
 const HOLD_MAX: Duration = Duration::from_secs(10);
+/// The share of an engine's time that prefill takes is not believed beyond this: nobody counts for more than four.
+const PREFILL_SHARE_MAX: f32 = 0.75;
 /// Of the time that is left, the part after which a held request looks again although no slot has become free, and the
 /// least such time.
 const LOOK_AGAIN: f32 = 0.25;
@@ -43,15 +53,21 @@ pub struct Hold {
 pub(super) struct Slotted {
     /// Their places in the view.
     places: Vec<u16>,
-    /// By place: tokens that the index says are warm, the blocks that are taken to be, and whether a book says so.
+    /// What was said of the last prompt, by place.
     said: Vec<Said>,
 }
 
+/// What was said of a prompt at one place.
 #[derive(Clone, Copy, Debug, Default)]
 struct Said {
+    /// Tokens that the index says are warm.
     indexed_tokens: f32,
+    /// The blocks that are taken to be.
     blocks: usize,
+    /// A book says so.
     is_by_book: bool,
+    /// How often a second what it would push out is expected back.
+    returns_per_s: f32,
 }
 
 /// What a request asks, in the words of books.
@@ -103,6 +119,7 @@ impl Slotted {
                 self.said[usize::from(place)] = prompt.read(view, place);
             }
         } else {
+            self.said.fill(Said::default());
             for at in 0..view.warm.len() {
                 let place = view.warm[at];
                 if self.places.binary_search(&place).is_ok() {
@@ -130,17 +147,23 @@ impl Slotted {
         known: Known<'_>,
     ) -> Option<Hold> {
         let loss_s = view.eviction_s[place];
-        let is_by_book = self.said.get(place).is_some_and(|said| said.is_by_book);
-        if loss_s <= 0.0 || !is_by_book || placement.attempts > 1 || !placement.wish.slo.is_none() {
+        let said = self.said.get(place).filter(|said| said.is_by_book)?;
+        if loss_s <= 0.0 || placement.attempts > 1 || !placement.wish.slo.is_none() {
             return None;
         }
         let others = known.shared.slots.held_back();
         if others >= HELD_BACK_MAX {
             return None;
         }
+        let prefill_share = known.shared.backlogs.read(view.slots[place], known.now).prefill_share;
         #[expect(clippy::cast_precision_loss, reason = "few")]
-        let crowd = 1.0 + view.in_flight[place] + others as f32 / candidates.max(1) as f32;
-        let own_s = view.base_s[place] + view.uncached_tokens(place) * view.prefill_s_per_token[place];
+        let line = others as f32 / candidates.max(1) as f32;
+        let crowd = (1.0 + view.in_flight[place] + line) / (1.0 - prefill_share.min(PREFILL_SHARE_MAX));
+        let each_s = view.prefill_s_per_token[place];
+        if said.returns_per_s * view.evicted_tokens[place] * each_s * crowd <= 1.0 {
+            return None;
+        }
+        let own_s = view.base_s[place] + view.uncached_tokens(place) * each_s;
         let most = (crowd * loss_s.min(own_s)).min(HOLD_MAX.as_secs_f32());
         let left = most - known.now.since(placement.decision.at).as_secs_f32();
         let again = Duration::from_secs_f32((left * LOOK_AGAIN).max(0.0)).max(LOOK_AGAIN_MIN);
@@ -165,7 +188,11 @@ impl Prompt<'_> {
         let is_by_book = outlook.is_some_and(|(_, trust)| trust == Trust::Book);
         let mut said = self.by_index(view, at);
         match outlook {
-            Some((prospect, Trust::Book)) => said.blocks = self.by_book(view, place, &prospect),
+            Some((prospect, Trust::Book)) => {
+                let loss;
+                (said.blocks, loss) = self.by_book(view, place, &prospect);
+                said.returns_per_s = loss.returns_per_s;
+            }
             Some((prospect, Trust::Untold)) if view.prefix_wait_s[at] <= 0.0 => evict(view, place, &prospect),
             Some((_, Trust::Untold | Trust::Index)) | None => {}
         }
@@ -182,11 +209,12 @@ impl Prompt<'_> {
             let wait_s = self.wait_s(view, place, blocks, saved_s, 0);
             self.wait_or_leave(view, place, wait_s, saved_s);
         }
-        Said { indexed_tokens: view.warm_tokens[place], blocks, is_by_book: false }
+        Said { indexed_tokens: view.warm_tokens[place], blocks, ..Said::default() }
     }
 
-    /// By the book: what is in the slot that it would be given, or in one that is waited for. Returns its blocks.
-    fn by_book(&self, view: &mut View, place: u16, prospect: &Prospect) -> usize {
+    /// By the book: what is in the slot that it would be given, or in one that is waited for. Returns its blocks, and what
+    /// would be lost.
+    fn by_book(&self, view: &mut View, place: u16, prospect: &Prospect) -> (usize, Loss) {
         let at = usize::from(place);
         (view.restore_tokens[at], view.prefix_wait_s[at]) = (0.0, 0.0);
         let mut chosen = (prospect.blocks, prospect.loss);
@@ -206,7 +234,7 @@ impl Prompt<'_> {
             view.warm.push(place);
         }
         evict(view, place, &Prospect { loss, ..*prospect });
-        blocks
+        (blocks, loss)
     }
 
     /// Seconds until the requests before this one, at least `least`, are done with the slot that holds `blocks` of it.

@@ -27,6 +27,8 @@ mod resources;
 mod sdk;
 mod seeing;
 mod slots;
+mod slotted_engines;
+mod slotted_fleet;
 mod streaming;
 mod support;
 mod tidy;

@@ -39,6 +39,8 @@ pub struct Loss {
     pub tokens: f32,
     /// How likely they are asked for again while the slot would still hold them, 0 to 1.
     pub likely: f32,
+    /// How often a second, if they are waited for: the chance of a return by the time it takes.
+    pub returns_per_s: f32,
 }
 
 /// What a request would find if it came now.
@@ -331,17 +333,22 @@ impl SlotBook {
     fn loss_of_next(&self, asked: &Asked<'_>, pauses: &Pauses) -> Loss {
         let lost = |held: &Held| held.lost_tokens(held.common(asked.chain), asked.session);
         let tokens = self.slots.iter().map(|slot| lost(&slot.held)).sum::<f32>() / lossy(self.slots.len().max(1));
-        Loss { tokens, likely: if tokens > 0.0 { pauses.likely(Duration::ZERO) } else { 0.0 } }
+        loss_of(tokens, Duration::ZERO, pauses)
     }
 }
 
 fn loss(slot: &Slot, common: usize, session: Option<u64>, now: Now, pauses: &Pauses) -> Loss {
-    let tokens = slot.held.lost_tokens(common, session);
-    if tokens <= 0.0 {
-        return Loss::default();
-    }
     let since = if slot.is_idle() { slot.idle_since } else { now };
-    Loss { tokens, likely: pauses.likely(now.since(since)) }
+    loss_of(slot.held.lost_tokens(common, session), now.since(since), pauses)
+}
+
+/// The loss of so many tokens of a conversation that has been idle for so long.
+fn loss_of(tokens: f32, idle: Duration, pauses: &Pauses) -> Loss {
+    if tokens > 0.0 {
+        Loss { tokens, likely: pauses.likely(idle), returns_per_s: pauses.per_s(idle) }
+    } else {
+        Loss::default()
+    }
 }
 
 /// Blocks that two chains share: chained hashes, once different, stay so.

@@ -80,11 +80,11 @@ impl Pauses {
             known if known > 0.0 => known,
             _unknown => KEPT_S_AT_FIRST,
         };
-        1.0 - (-self.rate(idle) * kept_s).exp()
+        1.0 - (-self.per_s(idle) * kept_s).exp()
     }
 
-    /// Returns a second, between those of the two nearest bins.
-    fn rate(&self, idle: Duration) -> f32 {
+    /// The most returns a second that waiting on brings, after so long: between those of the two nearest bins.
+    pub(super) fn per_s(&self, idle: Duration) -> f32 {
         let at = place(idle);
         let (bin, part) = (whole(at), at.fract());
         let rate = |bin: usize| f32::from_bits(self.rates[bin.min(BINS - 1)].load(Relaxed));
