@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """The same trace through emberlane, nginx and smg, in front of real llama.cpp engines that are too small to hold it.
 
-    ./x replay [--gateways emberlane,nginx,…] [--rounds 3] [--per-replica 3] [--trace FILE] [--record DIRECTORY]
+    ./x replay [--gateways emberlane,nginx,…] [--rounds 5] [--loads 2,3,4] [--trace FILE] [--record DIRECTORY]
 
 Four engines (tests/engines/tiny_engine.py, random weights) of a few slots each, without a host cache. A round replays
-the same requests through every gateway, in turn, each time before new engines; the share of prompt tokens that the
-engines say they found cached is what counts. The trace is either of
+the same requests through every gateway, in an order that each round begins with another, each time before new engines;
+the share of prompt tokens that the engines say they found cached is what counts. Rounds differ in the requests, so
+gateways are compared round by round: the mean of the differences, with the interval that holds it in 95 of 100 cases
+(Student's t). The trace is either of
   sessions   coding-agent sessions (agent_sessions.jsonl.gz): so many users a replica, closed loop, think times scaled
   mooncake   timed requests of blocks with hash ids (Mooncake's JSONL), open loop
 scaled down so that prompts fit. A prompt is made of words that are one token each and follow from what they stand for,
 so equal prefixes are equal text, every engine must count as many tokens as were sent, and an answer that is not whole
 ends the run. Gateways: emberlane (or emberlane:POLICY), nginx (round robin), nginx:least_conn, nginx:hash (by the
-session's header), smg (cache_aware) and smg:POLICY. Everything stays on the loopback interface.
+session's header), smg (cache_aware) and smg:POLICY. nginx opens a new connection for each request (see `start_gateway`).
+Everything stays on the loopback interface.
 """
 import argparse
 import dataclasses
@@ -39,6 +42,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 GATEWAYS = "emberlane,nginx,nginx:least_conn,nginx:hash,smg"
 BLOCK_TOKENS = 512  # of Mooncake's hash ids
+# Quantiles of Student's t for a two-sided interval of 95 %, by degrees of freedom from 1 on.
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+             2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)
 CACHED_WITHIN = 64  # the sessions' reusable prefixes are rounded down to blocks of so many tokens
 
 
@@ -132,15 +138,16 @@ def read_lines(path):
         return [json.loads(line) for line in file]
 
 
-def workload(arguments, words, seed):
-    """What is sent in a round: scripts of calls for users who take one after the other, or one timed call each."""
+def workload(arguments, words, load, seed):
+    """What is sent in a round: scripts of calls for users who take one after the other, or one timed call each. `load` is
+    users a replica, or a multiple of the trace's own rate."""
     dice, records = random.Random(seed), read_lines(arguments.trace)
     room = arguments.context // arguments.slots - 8
     fits = lambda calls: all(call.tokens + call.output < room for call in calls)
     if arguments.kind == "mooncake":
         first = dice.randrange(max(1, len(records) - arguments.requests))
         part = records[first:first + arguments.requests]
-        made = [mooncake_call(number, record, words, arguments.scale, arguments.time_scale)
+        made = [mooncake_call(number, record, words, arguments.scale, arguments.time_scale * load)
                 for number, record in enumerate(part)]
         start, seen = made[0].after_s, set()
         for call, record in zip(made, part):
@@ -149,7 +156,7 @@ def workload(arguments, words, seed):
             call.reusable = min(call.tokens - 1, known * max(1, round(BLOCK_TOKENS / arguments.scale)) + 1) if known else 0
             seen.update(record["hash_ids"])
         return [[call] for call in made if fits([call])]
-    made, wanted = [], arguments.replicas * arguments.per_replica * arguments.scripts
+    made, wanted = [], round(arguments.replicas * load) * arguments.scripts
     while len(made) < wanted:
         for record in dice.sample(records, len(records)):
             copy = {**record, "session_id": f"{record['session_id']}.{seed}.{len(made)}"}
@@ -311,7 +318,7 @@ def wait_for_workers(port, count):
     sys.exit(f"smg: not all workers are healthy: {workers}")
 
 
-def run(arguments, gateway, scripts, directory):
+def run(arguments, gateway, scripts, load, directory):
     """Replays `scripts` through `gateway` before new engines: its figures, and each request's."""
     processes = compare.Processes(directory)
     try:
@@ -321,7 +328,7 @@ def run(arguments, gateway, scripts, directory):
         pid = start_gateway(processes, gateway, port, admin, backends, arguments)
         before = compare.cpu_seconds(pid)
         is_timed = arguments.kind == "mooncake"
-        users = 64 if is_timed else arguments.replicas * arguments.per_replica
+        users = 64 if is_timed else round(arguments.replicas * load)
         try:
             results, seconds = replay(port, scripts, users, is_timed)
         except Broken as why:
@@ -344,6 +351,7 @@ def figures(results, seconds, cpu_s):
         "requests": len(results),
         "cached_share": sum(result["cached_tokens"] for result in results) / total,
         "reusable_share": sum(result["reusable_tokens"] for result in results) / total,
+        "ttft_mean_ms": statistics.fmean(result["ttft_s"] for result in results) * 1e3,
         "ttft_p50_ms": quantile("ttft_s", 0.5) * 1e3, "ttft_p90_ms": quantile("ttft_s", 0.9) * 1e3,
         "e2e_p50_ms": quantile("e2e_s", 0.5) * 1e3, "e2e_p90_ms": quantile("e2e_s", 0.9) * 1e3,
         "requests_per_s": len(results) / seconds, "cpu_ms": cpu_s / len(results) * 1e3}
@@ -353,40 +361,80 @@ def figures(results, seconds, cpu_s):
 
 def table(runs):
     """Means over the rounds as Markdown."""
-    lines = ["| gateway | cached share | least | most | TTFT p50 ms | p90 | e2e p50 ms | p90 | requests/s | CPU ms a request |",
-             "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = ["| gateway | cached share | least | most | TTFT mean ms | p50 | p90 | e2e p50 ms | p90 | requests/s | "
+             "CPU ms a request |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
     for gateway, rounds in runs.items():
         mean = {key: statistics.fmean(one[key] for one in rounds) for key in rounds[0]}
         shares = [one["cached_share"] for one in rounds]
         lines.append(f"| {gateway} | {mean['cached_share']:.1%} | {min(shares):.1%} | {max(shares):.1%} | "
-                     f"{mean['ttft_p50_ms']:.0f} | {mean['ttft_p90_ms']:.0f} | {mean['e2e_p50_ms']:.0f} | "
-                     f"{mean['e2e_p90_ms']:.0f} | {mean['requests_per_s']:.1f} | {mean['cpu_ms']:.2f} |")
+                     f"{mean['ttft_mean_ms']:.0f} | {mean['ttft_p50_ms']:.0f} | {mean['ttft_p90_ms']:.0f} | "
+                     f"{mean['e2e_p50_ms']:.0f} | {mean['e2e_p90_ms']:.0f} | {mean['requests_per_s']:.1f} | "
+                     f"{mean['cpu_ms']:.2f} |")
     reusable = statistics.fmean(one["reusable_share"] for rounds in runs.values() for one in rounds)
     return "\n".join([*lines, "", f"An infinite cache would have found {reusable:.1%}."])
 
 
-def record(arguments, runs):
+def interval(differences):
+    """The mean, and how far the interval of 95 % reaches from it; `None` for a single one."""
+    mean, count = statistics.fmean(differences), len(differences)
+    if count < 2:
+        return mean, None
+    quantile = STUDENT_T[count - 2] if count - 2 < len(STUDENT_T) else statistics.NormalDist().inv_cdf(0.975)
+    return mean, quantile * statistics.stdev(differences) / count ** 0.5
+
+
+def pairs(runs):
+    """The first gateway against each other one, round by round, as Markdown."""
+    first, *others = runs
+    lines = [f"| {first} less … | cached share, points | rounds it is ahead | TTFT mean, ms |", "|---|---:|---:|---:|"]
+
+    def shown(key, other, scale, digits):
+        differences = [(one[key] - two[key]) * scale for one, two in zip(runs[first], runs[other])]
+        mean, reach = interval(differences)
+        more = "" if reach is None else f" ± {reach:.{digits}f}"
+        return f"{mean:+.{digits}f}{more}", differences
+
+    for other in others:
+        share, differences = shown("cached_share", other, 100, 1)
+        ttft, _ = shown("ttft_mean_ms", other, 1, 0)
+        ahead = sum(difference > 0 for difference in differences)
+        lines.append(f"| {other} | {share} | {ahead} of {len(differences)} | {ttft} |")
+    return "\n".join(lines)
+
+
+def load_words(arguments, load):
+    return (f"{load:g} users a replica" if arguments.kind == "sessions"
+            else f"{arguments.requests} timed requests at {load:g} times the trace's rate")
+
+
+def record(arguments, by_load):
     date = datetime.date.today().isoformat()
-    arguments.gateways = [gateway.partition(":")[0] for gateway in runs]
+    programs = argparse.Namespace(gateways=[gateway.partition(":")[0] for gateway in arguments.gateways])
+    engine = subprocess.run([arguments.engine_python, "-c", "import importlib.metadata as m; print(m.version('xllamacpp'))"],
+                            capture_output=True, text=True).stdout.strip()
     facts = {"date": date, "cpu": compare.cpu_model(), "cores": os.cpu_count(), "kernel": platform.release(),
-             "versions": compare.versions(arguments), "trace": os.path.basename(arguments.trace),
+             "versions": {**compare.versions(programs), "xllamacpp": engine}, "trace": os.path.basename(arguments.trace),
              **{key: getattr(arguments, key) for key in (
-                 "kind", "replicas", "slots", "context", "host_cache", "per_replica", "scripts", "turns", "requests",
+                 "kind", "replicas", "slots", "context", "host_cache", "loads", "scripts", "turns", "requests",
                  "scale", "time_scale", "rounds", "seed")}}
     os.makedirs(arguments.record, exist_ok=True)
-    base = os.path.join(arguments.record, f"{date}-replay-{arguments.kind}-{arguments.per_replica}")
+    base = os.path.join(arguments.record, f"{date}-replay-{arguments.kind}")
     with open(base + ".json", "w") as out:
-        json.dump({**facts, "figures": runs}, out, indent=1)
+        json.dump({**facts, "figures": by_load}, out, indent=1)
         out.write("\n")
     said = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    load = (f"{arguments.per_replica} users a replica" if arguments.kind == "sessions"
-            else f"{arguments.requests} timed requests")
+    answers = sum(one["requests"] for runs in by_load.values() for rounds in runs.values() for one in rounds)
+    host_cache = "with their host cache" if arguments.host_cache else "without a host cache"
     with open(base + ".md", "w") as out:
         out.write(f"# A trace before real engines, {date}\n\n"
                   f"{facts['cpu']}, {facts['cores']} cores, Linux {facts['kernel']}; {said}.\n"
-                  f"`./x replay`: {facts['trace']} scaled by 1/{arguments.scale:g}, {load}; {arguments.replicas} llama.cpp "
-                  f"replicas of {arguments.slots} slots in {arguments.context} tokens; means of {arguments.rounds} "
-                  f"interleaved rounds, new engines in each.\n\n{table(runs)}\n")
+                  f"`./x replay`: {facts['trace']}, tokens scaled by 1/{arguments.scale:g} and times by "
+                  f"1/{arguments.time_scale:g}; {arguments.replicas} llama.cpp replicas of {arguments.slots} slots in "
+                  f"{arguments.context} tokens, {host_cache}; {arguments.rounds} rounds a load, new engines for each "
+                  f"gateway in each. All {answers} answers were whole. nginx opens a new connection for each request "
+                  f"(llama.cpp closes kept ones when it likes, and nginx tries no POST again).\n")
+        for load, runs in by_load.items():
+            out.write(f"\n## {load_words(arguments, load)}\n\n{table(runs)}\n\n{pairs(runs)}\n")
     return base + ".md"
 
 
@@ -396,46 +444,59 @@ def main():
     add("--emberlane", default=os.path.join(ROOT, "target/quick/emberlane"), help="the binary")
     add("--engines", default=os.path.join(ROOT, "target/engines"), help="where the tiny model is")
     add("--engine-python", default=os.path.join(ROOT, "target/venv/bin/python"), help="the Python that has xllamacpp")
-    add("--gateways", default=GATEWAYS, help="which, by comma")
+    add("--gateways", default=GATEWAYS, help="which, by comma; the first is compared with each other one")
     add("--kind", choices=["sessions", "mooncake"], default="sessions")
     add("--trace", help="default: that of the kind in perf/traces")
     add("--replicas", type=int, default=4)
     add("--slots", type=int, default=2, help="of each engine")
     add("--context", type=int, default=8192, help="tokens of each engine, over all slots")
     add("--host-cache", action="store_true", help="let engines keep what leaves a slot in memory")
-    add("--per-replica", type=int, default=3, help="users a replica (sessions)")
+    add("--loads", default="", help="users a replica (sessions, default 3), or multiples of the trace's rate (mooncake, "
+        "default 1), by comma")
     add("--scripts", type=int, default=2, help="sessions each user has, on average (sessions)")
     add("--turns", type=int, default=20, help="most turns of a session (sessions)")
     add("--requests", type=int, default=600, help="how many (mooncake)")
     add("--scale", type=float, default=40, help="tokens of the trace to one of ours")
     add("--time-scale", type=float, default=20, help="seconds of the trace to one of ours")
-    add("--rounds", type=int, default=3)
+    add("--rounds", type=int, default=5)
     add("--seed", type=int, default=0, help="of the first round")
     add("--record", default="", help="where the dated record goes")
     add("--keep", default="", help="directory for each request's figures and emberlane's decisions")
     arguments = parser.parse_args()
     names = {"sessions": "agent_sessions.jsonl.gz", "mooncake": "mooncake_conversation.jsonl.gz"}
     arguments.trace = arguments.trace or os.path.join(HERE, "traces", names[arguments.kind])
-    gateways = arguments.gateways.split(",")
-    runs, words = {gateway: [] for gateway in gateways}, Words(arguments.engines)
+    arguments.gateways = arguments.gateways.split(",")
+    arguments.loads = [float(load) for load in
+                       (arguments.loads or {"sessions": "3", "mooncake": "1"}[arguments.kind]).split(",")]
+    by_load, words = {}, Words(arguments.engines)
     with tempfile.TemporaryDirectory(prefix="emberlane-replay-") as directory:
         check_words(arguments, words, directory)
-        for number in range(arguments.rounds):
-            seed = arguments.seed + number
-            scripts = workload(arguments, words, seed)
-            for gateway in gateways:
-                one, results, decisions = run(arguments, gateway, scripts, directory)
-                runs[gateway].append(one)
-                print(f"round {number + 1}  {gateway:18} {one['cached_share']:6.1%} of {one['reusable_share']:.1%}, "
-                      f"TTFT p50 {one['ttft_p50_ms']:5.0f} p90 {one['ttft_p90_ms']:5.0f} ms, {one['seconds']:.0f} s",
-                      file=sys.stderr, flush=True)
-                if arguments.keep:
-                    os.makedirs(arguments.keep, exist_ok=True)
-                    with open(os.path.join(arguments.keep, f"{seed}-{gateway}.json"), "w") as out:
-                        json.dump({"figures": one, "requests": results, "decisions": decisions}, out)
-    print(table(runs))
+        for load in arguments.loads:
+            by_load[load] = rounds(arguments, words, load, directory)
+            print(f"\n{load_words(arguments, load)}\n\n{table(by_load[load])}\n\n{pairs(by_load[load])}", flush=True)
     if arguments.record:
-        print(f"\nrecorded in {os.path.relpath(record(arguments, runs))}")
+        print(f"\nrecorded in {os.path.relpath(record(arguments, by_load))}")
+
+
+def rounds(arguments, words, load, directory):
+    """All rounds at one load: each gateway's figures."""
+    gateways = arguments.gateways
+    runs = {gateway: [] for gateway in gateways}
+    for number in range(arguments.rounds):
+        seed = arguments.seed + number
+        scripts = workload(arguments, words, load, seed)
+        first = number % len(gateways)
+        for gateway in gateways[first:] + gateways[:first]:
+            one, results, decisions = run(arguments, gateway, scripts, load, directory)
+            runs[gateway].append(one)
+            print(f"load {load:g} round {number + 1}  {gateway:18} {one['cached_share']:6.1%} of "
+                  f"{one['reusable_share']:.1%}, TTFT p50 {one['ttft_p50_ms']:5.0f} p90 {one['ttft_p90_ms']:5.0f} ms, "
+                  f"{one['seconds']:.0f} s", file=sys.stderr, flush=True)
+            if arguments.keep:
+                os.makedirs(arguments.keep, exist_ok=True)
+                with open(os.path.join(arguments.keep, f"{load:g}-{seed}-{gateway}.json"), "w") as out:
+                    json.dump({"figures": one, "requests": results, "decisions": decisions}, out)
+    return runs
 
 
 def check_words(arguments, words, directory):

@@ -19,6 +19,8 @@ pub struct Discovered {
     pub slots: Option<u32>,
     /// Tokens its KV cache holds.
     pub kv_tokens: Option<u64>,
+    /// Tokens that it may hold in host memory beside it, guessed where nobody says.
+    pub host_kv_tokens: Option<u64>,
 }
 
 /// Engines that differ in what the gateway must know.
@@ -59,6 +61,8 @@ pub struct Replica {
     pub slots: Option<u32>,
     /// Tokens its KV cache holds, configured or discovered.
     pub kv_tokens: Option<u64>,
+    /// Tokens that it holds in host memory beside it, configured or guessed.
+    pub host_kv_tokens: Option<u64>,
     /// Where it is, once its name has resolved. One cell for as long as its id and URL stay, whatever snapshot it is
     /// read from; a replica that takes over its slot has a cell of its own.
     address: Arc<ArcSwapOption<SocketAddr>>,
@@ -92,7 +96,8 @@ impl Replica {
         };
         let slots = config.slots.or_else(|| said?.slots);
         let kv_tokens = config.kv_tokens.or_else(|| said?.kv_tokens);
-        Resolved { models, slots, kv_tokens, engine: said.map(|said| said.engine).unwrap_or_default() }
+        let host_kv_tokens = config.host_kv_tokens.or_else(|| said?.host_kv_tokens);
+        Resolved { models, slots, kv_tokens, host_kv_tokens, engine: said.map(|said| said.engine).unwrap_or_default() }
     }
 }
 
@@ -102,6 +107,7 @@ struct Resolved {
     models: Option<Vec<String>>,
     slots: Option<u32>,
     kv_tokens: Option<u64>,
+    host_kv_tokens: Option<u64>,
     engine: Engine,
 }
 
@@ -160,9 +166,10 @@ impl Fleet {
     pub fn is_outdated(&self, discovered: &HashMap<String, Discovered>) -> bool {
         self.replicas.iter().any(|replica| {
             discovered.get(&replica.config.id).is_some_and(|said| {
-                let Resolved { models, slots, kv_tokens, engine } = Replica::resolve(&replica.config, Some(said));
-                (&models, slots, kv_tokens, engine)
-                    != (&replica.models, replica.slots, replica.kv_tokens, replica.engine)
+                let Resolved { models, slots, kv_tokens, host_kv_tokens, engine } =
+                    Replica::resolve(&replica.config, Some(said));
+                (&models, slots, kv_tokens, host_kv_tokens, engine)
+                    != (&replica.models, replica.slots, replica.kv_tokens, replica.host_kv_tokens, replica.engine)
             })
         })
     }
@@ -328,16 +335,16 @@ fn newcomer(slot: ReplicaSlot, config: &ReplicaConfig) -> Replica {
     let authority = format!("{}:{port}", config.url.host_str().unwrap_or("localhost"));
     // An address needs no name service: it is known before the first request.
     let literal = authority.parse().ok().map(Arc::new);
-    let Resolved { models, slots, kv_tokens, engine } = Replica::resolve(config, None);
+    let Resolved { models, slots, kv_tokens, host_kv_tokens, engine } = Replica::resolve(config, None);
     let address = Arc::new(ArcSwapOption::new(literal));
-    Replica { slot, config: config.clone(), authority, models, engine, slots, kv_tokens, address }
+    Replica { slot, config: config.clone(), authority, models, engine, slots, kv_tokens, host_kv_tokens, address }
 }
 
 /// The replica `old`, as it is configured and discovered now.
 fn kept(old: &Replica, config: &ReplicaConfig, said: Option<&Discovered>) -> Replica {
-    let Resolved { models, slots, kv_tokens, engine } = Replica::resolve(config, said);
-    let (authority, address) = (old.authority.clone(), Arc::clone(&old.address));
-    Replica { slot: old.slot, config: config.clone(), authority, models, engine, slots, kv_tokens, address }
+    let Resolved { models, slots, kv_tokens, host_kv_tokens, engine } = Replica::resolve(config, said);
+    let (slot, authority, address) = (old.slot, old.authority.clone(), Arc::clone(&old.address));
+    Replica { slot, config: config.clone(), authority, models, engine, slots, kv_tokens, host_kv_tokens, address }
 }
 
 fn pools(replicas: &[Arc<Replica>], models: &[ModelConfig]) -> Vec<Pool> {

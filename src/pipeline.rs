@@ -14,6 +14,7 @@ mod candidates;
 mod choice;
 mod objective;
 mod shared;
+mod slotted;
 mod transcript;
 mod underway;
 mod warming;
@@ -22,6 +23,7 @@ use candidates::{Candidates, Known};
 pub use choice::{Choice, Decision, PASSTHROUGH, Reason};
 pub use objective::{Bound, Wish};
 pub use shared::{Answered, Lesson, Limits, Shared, SharedConfig, Snapshot, TokenRatios};
+pub use slotted::Hold;
 use transcript::Transcript;
 pub use underway::Underway;
 
@@ -81,6 +83,14 @@ pub struct Prompt<'p> {
     pub output_tokens_max: Option<u32>,
 }
 
+/// What keeps a request together with others, and what it asks.
+#[derive(Clone, Copy, Debug)]
+struct Key {
+    affinity_key: u64,
+    session: Option<u64>,
+    wish: Wish,
+}
+
 /// Where a request goes, and all that must be remembered until it ends.
 #[derive(Debug)]
 pub struct Placement {
@@ -104,8 +114,15 @@ pub struct Placement {
     /// When it was placed where it is, and what was known of that.
     placed_at: Now,
     features: Features,
+    /// Its conversation, where the request says which.
+    session: Option<u64>,
+    /// It is to be held back, and was not placed.
+    hold: Option<Hold>,
     /// Blocks the chosen replica held before.
     held_blocks: usize,
+    /// Of these, the ones that count as warm there; and the tokens that the index holds warm.
+    warm_blocks: usize,
+    indexed_tokens: f32,
     retractions_before: u32,
     /// What the chosen replica had used of it before, and when.
     trail: Trail,
@@ -129,7 +146,11 @@ impl Placement {
             wish: Wish::default(),
             placed_at: decision.at,
             features: Features::default(),
+            session: None,
+            hold: None,
             held_blocks: 0,
+            warm_blocks: 0,
+            indexed_tokens: 0.0,
             retractions_before: 0,
             trail: Trail::default(),
             clock: 0,
@@ -146,6 +167,12 @@ impl Placement {
     #[must_use]
     pub const fn placed_at(&self) -> Now {
         self.placed_at
+    }
+
+    /// It is not placed yet: its slot would cost more than waiting does. [`Decider::look_again`] places it.
+    #[must_use]
+    pub const fn hold(&self) -> Option<Hold> {
+        self.hold
     }
 
     /// True when what the answer says is to be told to [`Self::go_on`].
@@ -256,7 +283,8 @@ impl Decider {
     }
 
     /// Decides where `body` runs: parse → fingerprint → price → pick. The placement is on record at once, so that a
-    /// second request with the same cold prefix, a microsecond later, already finds it warm.
+    /// second request with the same cold prefix, a microsecond later, already finds it warm; unless it is to be held back
+    /// ([`Placement::hold`]).
     ///
     /// # Errors
     /// [`Reject`]: a bad body, an unknown model, or no replica that can take it.
@@ -289,8 +317,8 @@ impl Decider {
         self.chain.clear();
         self.chain.extend_from_slice(chain);
         self.transcript.close();
-        let mut placement =
-            self.place(shared, snapshot, Some(api), pool, (affinity_key, Wish::default()), bytes, now)?;
+        let key = Key { affinity_key, session: None, wish: Wish::default() };
+        let mut placement = self.place(shared, snapshot, Some(api), pool, key, bytes, now)?;
         placement.stream = true;
         placement.output_tokens_max = output_tokens_max;
         self.settle(shared, snapshot, &mut placement, now);
@@ -315,13 +343,13 @@ impl Decider {
         let pool = pool_of(snapshot, &request)?;
         self.transcript.close();
         let open = snapshot.config.index.outputs.then_some(&mut self.transcript);
-        let affinity_key = fingerprint(shared, pool, &request, hints, &mut self.chain, open);
+        let (affinity_key, session) = fingerprint(shared, pool, &request, hints, &mut self.chain, open);
         let prompt_bytes = request.prompt.bytes().len();
         let (stream, output_tokens_max, model_span) =
             (request.stream, request.output_tokens_max, request.model_span.clone());
         let pool = pool.id;
-        let mut placement =
-            self.place(shared, snapshot, Some(api), pool, (affinity_key, hints.wish), prompt_bytes, now)?;
+        let key = Key { affinity_key, session, wish: hints.wish };
+        let mut placement = self.place(shared, snapshot, Some(api), pool, key, prompt_bytes, now)?;
         placement.stream = stream;
         placement.output_tokens_max = output_tokens_max;
         placement.model_span = model_span;
@@ -336,7 +364,7 @@ impl Decider {
         snapshot: &Snapshot,
         api: Option<Api>,
         pool: PoolId,
-        (affinity_key, wish): (u64, Wish),
+        Key { affinity_key, session, wish }: Key,
         prompt_bytes: usize,
         now: Now,
     ) -> Result<Placement, Reject> {
@@ -349,6 +377,7 @@ impl Decider {
         if api.is_some_and(Api::leaves_cache) {
             placement.wish = wish;
         }
+        placement.session = session;
         let chain = std::mem::take(&mut self.chain);
         let picked = self.price_and_pick(shared, snapshot, &chain, &mut placement, now);
         if let Err(reject) = picked {
@@ -372,7 +401,8 @@ impl Decider {
         self.chain.clear();
         self.transcript.close();
         let affinity_key = self.rng.u64(..);
-        self.place(shared, snapshot, None, pool.id, (affinity_key, Wish::default()), 0, now)
+        let key = Key { affinity_key, session: None, wish: Wish::default() };
+        self.place(shared, snapshot, None, pool.id, key, 0, now)
     }
 
     /// Places a request that failed where it was once more, at a replica it has not tried.
@@ -394,10 +424,32 @@ impl Decider {
         Ok(())
     }
 
-    /// The decision that was just made is acted upon: it is put on record, and the policy takes note.
-    fn settle(&self, shared: &Shared, snapshot: &Snapshot, placement: &mut Placement, now: Now) {
+    /// Prices a request anew that is held back; by then it may be placed.
+    ///
+    /// # Errors
+    /// [`Reject::NoReplica`] when none is left.
+    pub fn look_again(
+        &mut self,
+        shared: &Shared,
+        snapshot: &Snapshot,
+        placement: &mut Placement,
+        now: Now,
+    ) -> Result<(), Reject> {
+        placement.attempts = 0;
+        placement.decision.held_s = now.since(placement.decision.at).as_secs_f32();
+        self.place_again(shared, snapshot, placement, now)
+    }
+
+    /// The decision that was just made is acted upon, if it is: it is put on record, and the policy takes note.
+    fn settle(&mut self, shared: &Shared, snapshot: &Snapshot, placement: &mut Placement, now: Now) {
+        if placement.hold.is_some() {
+            return;
+        }
         shared.record(placement, now);
         snapshot.policy.placed(self.candidates.shown(), self.picked);
+        let more = placement.chain.len().saturating_sub(placement.held_blocks);
+        let (pool, slot) = (placement.decision.pool, placement.decision.chosen.slot);
+        self.candidates.placed(snapshot, pool, slot, u16::try_from(more).unwrap_or(u16::MAX));
     }
 
     /// Takes a finished placement's memory back for the next request.
@@ -435,14 +487,11 @@ impl Decider {
             objective::choose(shared, placement, seen, priced, pick, &mut self.predicted, &mut self.rng)?;
         self.picked = pick.best;
         choice::note(placement, seen, &self.costs, pick, bound, known);
+        let candidates = seen.candidates;
         placement.held_blocks = self.depths.get(placement.decision.chosen.slot) as usize;
-        let more = chain.len().saturating_sub(placement.held_blocks);
-        self.candidates.placed(
-            snapshot,
-            pool.id,
-            placement.decision.chosen.slot,
-            u16::try_from(more).unwrap_or(u16::MAX),
-        );
+        (placement.indexed_tokens, placement.warm_blocks) =
+            self.candidates.said(pick.best).unwrap_or((placement.decision.chosen.warm_tokens, placement.held_blocks));
+        placement.hold = self.candidates.hold(known, pick.best, candidates, placement);
         Ok(())
     }
 }
@@ -460,7 +509,8 @@ fn pool_by_id(snapshot: &Snapshot, pool: PoolId) -> Option<&Pool> {
     snapshot.fleet.pools.get(usize::from(pool.0))
 }
 
-/// Hashes the prompt into `chain`, and returns the key that keeps a session together.
+/// Hashes the prompt into `chain`, and returns the key that keeps a session together, and the same if it is one of a session
+/// that was named.
 ///
 /// The first hash takes in all that separates caches: the model, the adapter, the salt, and whether the prompt is text or
 /// token ids. Requests that leave nothing reusable (token counts) have no chain. Where a next turn can go on from what is
@@ -472,7 +522,7 @@ fn fingerprint(
     hints: Hints<'_>,
     chain: &mut Vec<BlockHash>,
     transcript: Option<&mut Transcript>,
-) -> u64 {
+) -> (u64, Option<u64>) {
     let model = if pool.is_wildcard() { request.model.unwrap_or_default() } else { &pool.model };
     let kind: &[u8] = match request.prompt {
         crate::parse::Prompt::Text(_) => b"text",
@@ -494,12 +544,14 @@ fn fingerprint(
         }
     }
     if let Some(session) = hints.session.or(request.session) {
-        return shared.hasher.root(&[b"session", session.as_bytes()]);
+        let key = shared.hasher.root(&[b"session", session.as_bytes()]);
+        return (key, Some(key));
     }
-    match chain.first() {
+    let key = match chain.first() {
         Some(first) => first.0,
         None => shared.hasher.root(&[b"prompt", prompt.get(..BLOCK_BYTES).unwrap_or(prompt)]),
-    }
+    };
+    (key, None)
 }
 
 #[cfg(test)]

@@ -51,6 +51,10 @@ pub struct View {
     pub restore_tokens: Vec<f32>,
     /// Seconds until what it holds is free to be reused, where a request must wait for that.
     pub prefix_wait_s: Vec<f32>,
+    /// Tokens of another conversation that the replica gives up for this prompt, where it keeps prompts in slots.
+    pub evicted_tokens: Vec<f32>,
+    /// Seconds that computing these again takes, times how likely somebody asks for them.
+    pub eviction_s: Vec<f32>,
     /// Requests it runs at once, as is known or can be seen from its queue; infinite when unknown.
     pub slots_limit: Vec<f32>,
     /// Mean seconds a request stays; zero when unknown.
@@ -79,6 +83,8 @@ pub struct View {
     pub resident_blocks_most: f32,
     /// Places whose `warm_tokens` or `prefix_wait_s` may not be zero.
     pub warm: Vec<u16>,
+    /// Places whose `eviction_s` is not zero.
+    pub evicting: Vec<u16>,
     /// Some `prefix_wait_s` is not zero.
     pub is_awaited: bool,
     /// Some `restore_tokens` is not zero.
@@ -133,6 +139,7 @@ impl View {
         self.slots.clear();
         self.warm.clear();
         self.barred.clear();
+        self.evicting.clear();
         (self.is_awaited, self.is_restored) = (false, false);
         self.latency.clear();
         for column in self.columns_mut() {
@@ -163,6 +170,9 @@ impl View {
             self.is_awaited |= wait > 0.0;
             self.is_restored |= other.restore_tokens[place] > 0.0;
         }
+        if other.eviction_s[place] > 0.0 {
+            self.evicting.extend(u16::try_from(self.slots.len() - 1));
+        }
     }
 
     /// Sets the sum and the most from their columns.
@@ -171,7 +181,7 @@ impl View {
         self.resident_blocks_most = column::most(&self.resident_blocks, 0.0);
     }
 
-    fn columns(&self) -> [&[f32]; 16] {
+    fn columns(&self) -> [&[f32]; 18] {
         [
             &self.in_flight,
             &self.elsewhere,
@@ -179,6 +189,8 @@ impl View {
             &self.warm_tokens,
             &self.restore_tokens,
             &self.prefix_wait_s,
+            &self.evicted_tokens,
+            &self.eviction_s,
             &self.slots_limit,
             &self.service_s,
             &self.base_s,
@@ -192,7 +204,7 @@ impl View {
         ]
     }
 
-    fn columns_mut(&mut self) -> [&mut Vec<f32>; 16] {
+    fn columns_mut(&mut self) -> [&mut Vec<f32>; 18] {
         [
             &mut self.in_flight,
             &mut self.elsewhere,
@@ -200,6 +212,8 @@ impl View {
             &mut self.warm_tokens,
             &mut self.restore_tokens,
             &mut self.prefix_wait_s,
+            &mut self.evicted_tokens,
+            &mut self.eviction_s,
             &mut self.slots_limit,
             &mut self.service_s,
             &mut self.base_s,

@@ -6,6 +6,7 @@ use crate::discovery::Source;
 use crate::fleet::Replica;
 use crate::load::columns::{Freshness, Heard, ReportColumns};
 use crate::pipeline::Snapshot;
+use crate::prefix::slots::Trust;
 use crate::proxy::Core;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -39,6 +40,7 @@ fn one(core: &Core, replica: &Replica, snapshot: &Snapshot, heard: Option<Heard>
         "models": replica.models,
         "engine": replica.engine.as_str(),
         "slots": replica.slots,
+        "slots_known_by": core.shared.slots.trusted(slot).map(Trust::as_str),
         "in_flight": in_flight,
         "running": believed.map_or(running, |heard| heard.running),
         "waiting": believed.map_or(waiting, |heard| heard.waiting),

@@ -20,6 +20,7 @@ impl Said {
             engine: if told.engine == Engine::default() { asked.engine } else { told.engine },
             slots: told.slots.or(asked.slots),
             kv_tokens: told.kv_tokens.or(asked.kv_tokens),
+            host_kv_tokens: told.host_kv_tokens.or(asked.host_kv_tokens),
         }
     }
 }
@@ -80,6 +81,7 @@ fn updated(before: Discovered, now: Discovered) -> Discovered {
         engine: if now.engine == Engine::default() { before.engine } else { now.engine },
         slots: now.slots.or(before.slots),
         kv_tokens: now.kv_tokens.or(before.kv_tokens),
+        host_kv_tokens: now.host_kv_tokens.or(before.host_kv_tokens),
     }
 }
 
@@ -90,8 +92,8 @@ mod tests {
     #[test]
     fn a_beacon_goes_before_an_answer_field_by_field() {
         let mut sayings = Sayings::default();
-        let asked =
-            Discovered { models: vec!["m".to_owned()], engine: Engine::LlamaCpp, slots: Some(4), kv_tokens: None };
+        let models = vec!["m".to_owned()];
+        let asked = Discovered { models, engine: Engine::LlamaCpp, slots: Some(4), ..Discovered::default() };
         let told = Discovered { slots: Some(8), kv_tokens: Some(1000), ..Discovered::default() };
         assert!(sayings.told("a", told.clone()) && !sayings.told("a", told.clone()));
         assert!(!sayings.has_answered("a"));

@@ -163,7 +163,8 @@ fn discovered(facts: &Facts, load: &Load) -> Discovered {
     };
     let kv_tokens =
         load.kv_blocks.zip(load.kv_block_tokens).map(|(blocks, tokens)| u64::from(blocks) * u64::from(tokens));
-    Discovered { models: facts.models.clone(), engine, slots: facts.slots, kv_tokens: kv_tokens.filter(|n| *n > 0) }
+    let kv_tokens = kv_tokens.filter(|tokens| *tokens > 0);
+    Discovered { models: facts.models.clone(), engine, slots: facts.slots, kv_tokens, host_kv_tokens: None }
 }
 
 /// The cache of the engine at `slot` is empty: what it held is forgotten before the next decision.

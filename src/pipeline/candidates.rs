@@ -18,6 +18,7 @@
 //! The slow columns were half of what a view of 4,096 replicas cost when each decision read its share of a 50 ms sweep
 //! whatever the size of the fleet; hence [`SWEEP_EACH_MIN`].
 
+use super::slotted::{Hold, Slotted};
 use super::warming::{self, Side};
 use super::{Placement, Shared, Snapshot};
 use crate::clock::Now;
@@ -38,10 +39,6 @@ const SWEEP: Duration = Duration::from_millis(50);
 const SWEEP_EACH_MIN: Duration = Duration::from_micros(50);
 /// Pools whose columns are kept; more share the places.
 const POOLS: usize = 16;
-
-/// A busy slot is waited for as long as that takes less than this many times what computing the prefix again would: work
-/// done twice also keeps others waiting.
-const BUSY_SLOT_PATIENCE: f32 = 2.0;
 
 /// What a decision is made from.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +109,8 @@ struct PoolView {
     groups: Vec<(u16, u32)>,
     /// Changes of the reports that were followed.
     changes: u64,
+    /// What is known of the members that keep prompts in slots.
+    slotted: Slotted,
 }
 
 impl Candidates {
@@ -132,6 +131,7 @@ impl Candidates {
         let is_new = kept.of != of;
         if is_new {
             kept.reset(pool);
+            kept.slotted.reset(pool, snapshot);
             kept.of = of;
         }
         kept.view.latency.set_now(now);
@@ -143,7 +143,7 @@ impl Candidates {
         kept.read_warm(prompt.1, snapshot.ratios.tokens(pool.id, BLOCK_BYTES));
         let is_priced = snapshot.policy.is_priced();
         if is_priced {
-            kept.price_busy_slots(shared, snapshot, prompt);
+            kept.slotted.read(&mut kept.view, known, placement, prompt);
         }
         let (view, tried) = (&mut kept.view, placement.tried());
         view.is_retry = !tried.is_empty();
@@ -175,6 +175,32 @@ impl Candidates {
         match self.shown {
             Shown::Pool(place) => &self.pools[place].view,
             Shown::Admitted => &self.admitted,
+        }
+    }
+
+    /// What was said of the prompt at `place` of the view shown last, if that keeps prompts in slots: tokens that the index
+    /// holds warm, and blocks that count as warm.
+    pub(super) fn said(&self, place: usize) -> Option<(f32, usize)> {
+        match self.shown {
+            Shown::Pool(pool) => self.pools[pool].slotted.said(place),
+            Shown::Admitted => None,
+        }
+    }
+
+    /// Whether the request that was picked `place` of the view shown last is to be held back.
+    pub(super) fn hold(
+        &self,
+        known: Known<'_>,
+        place: usize,
+        candidates: usize,
+        placement: &Placement,
+    ) -> Option<Hold> {
+        match self.shown {
+            Shown::Pool(pool) => {
+                let PoolView { view, slotted, .. } = &self.pools[pool];
+                slotted.hold(view, candidates, place, placement, known)
+            }
+            Shown::Admitted => None,
         }
     }
 
@@ -326,30 +352,6 @@ impl PoolView {
                 view.warm_tokens[at] = warm;
                 view.restore_tokens[at] = (warm - on_device).max(0.0);
                 view.warm.push(place);
-            }
-        }
-    }
-
-    /// Where the prompt stands in a slot that others will use first, that is worth waiting for, or the replica is as good
-    /// as cold.
-    #[expect(clippy::cast_precision_loss, reason = "at most 64")]
-    fn price_busy_slots(&mut self, shared: &Shared, snapshot: &Snapshot, (chain, depths): (&[BlockHash], &WarmDepths)) {
-        let view = &mut self.view;
-        for place in view.warm.iter().map(|place| usize::from(*place)) {
-            let slot = view.slots[place];
-            if !snapshot.limits(slot).is_slotted {
-                continue;
-            }
-            let ahead = shared.pending.ahead(slot, chain, depths.get(slot) as usize);
-            let saved = view.warm_tokens[place] * view.prefill_s_per_token[place];
-            let service = view.service_s[place];
-            let wait = ahead as f32 * if service > 0.0 { service } else { view.base_s[place] + saved };
-            if wait < saved * BUSY_SLOT_PATIENCE {
-                view.prefix_wait_s[place] = wait;
-                view.is_awaited = true;
-            } else {
-                view.warm_tokens[place] = 0.0;
-                view.restore_tokens[place] = 0.0;
             }
         }
     }

@@ -91,6 +91,10 @@ pub struct Choice {
     pub wait_s: f32,
     /// Of these, until the slot that holds the prompt is free.
     pub prefix_wait_s: f32,
+    /// Tokens of another conversation that would be pushed out of the slot it would be given.
+    pub evicted_tokens: f32,
+    /// Expected seconds that computing these again takes, by how likely they are asked for.
+    pub eviction_s: f32,
     /// Expected seconds of the prompt's own prefill there, restoring what is in host memory included.
     pub prefill_s: f32,
     /// Times predicted from what was learned of it.
@@ -128,6 +132,8 @@ pub struct Decision {
     pub prompt_bytes: u32,
     /// Tokens of the prompt, estimated from its bytes.
     pub prompt_tokens: f32,
+    /// Seconds it was held back before, for a slot that costs less.
+    pub held_s: f32,
     /// Replicas that could take it.
     pub candidates: u16,
     /// The one that was picked.
@@ -160,6 +166,7 @@ impl Decision {
             at,
             prompt_bytes: u32::try_from(prompt_bytes).unwrap_or(u32::MAX),
             prompt_tokens,
+            held_s: 0.0,
             candidates: 0,
             chosen: Choice {
                 slot: ReplicaSlot(0),
@@ -171,6 +178,8 @@ impl Decision {
                 load: None,
                 wait_s: 0.0,
                 prefix_wait_s: 0.0,
+                evicted_tokens: 0.0,
+                eviction_s: 0.0,
                 prefill_s: 0.0,
                 predicted: Prediction::default(),
                 prompt_tokens,
@@ -219,9 +228,21 @@ impl Decision {
             } else {
                 String::new()
             };
-            format!("{} {held}{busy}{price}", name(choice.slot))
+            let lost = if self.priced && choice.eviction_s > 0.0 {
+                let Choice { evicted_tokens, eviction_s, .. } = choice;
+                format!(
+                    ", its slot's conversation of {evicted_tokens:.0} tokens would be lost: {:.1} ms",
+                    eviction_s * 1e3
+                )
+            } else {
+                String::new()
+            };
+            format!("{} {held}{busy}{price}{lost}", name(choice.slot))
         };
         let mut text = one(&self.chosen);
+        if self.held_s > 0.0 {
+            text.push_str(&format!("; held back {:.1} ms for a slot that costs less", self.held_s * 1e3));
+        }
         if self.reason == Reason::WarmUp {
             text.push_str("; cold everywhere, and it warms up: its share of such requests");
         }
@@ -345,6 +366,8 @@ fn one(seen: Seen<'_>, costs: &[f32], place: usize, known: Known<'_>) -> Choice 
         wait_s: crate::policy::wait_s(view, place, slowdown_s),
         prefix_wait_s: view.prefix_wait_s[place],
         restore_tokens: view.restore_tokens[place],
+        evicted_tokens: view.evicted_tokens[place],
+        eviction_s: view.eviction_s[place],
         prefill_s: view.base_s[place]
             + crate::policy::restore_s(view, place)
             + (view.prompt_tokens - view.warm_tokens[place]).max(0.0) * view.prefill_s_per_token[place],

@@ -1,7 +1,7 @@
 //! What all shards share ([`Shared`]: columns with one cell a replica, the prefix index), and what they read but never
 //! change ([`Snapshot`]: one configuration with its fleet and policy, swapped whole at a reload).
 
-use super::Placement;
+use super::{Placement, slotted};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::fleet::{Engine, Fleet, Membership, Replica};
@@ -17,6 +17,7 @@ use crate::prefix::hash::PrefixHasher;
 use crate::prefix::index::PrefixIndex;
 use crate::prefix::memory::{Assumed, Evidence, Memories, Said, Tiers};
 use crate::prefix::pending::PendingPrefills;
+use crate::prefix::slots::{Found, SlotBooks};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -43,6 +44,8 @@ pub struct Shared {
     pub hasher: PrefixHasher,
     /// Prefills under way, to wait for.
     pub pending: Arc<PendingPrefills>,
+    /// What replicas that keep prompts in slots hold.
+    pub slots: Arc<SlotBooks>,
     /// What is in flight where.
     pub load: Arc<LoadColumns>,
     /// What prefill is ahead where.
@@ -99,6 +102,7 @@ impl Shared {
             index: PrefixIndex::new(config.index_bytes, slots)?,
             hasher: PrefixHasher::from_key(config.hash_key),
             pending: Arc::new(PendingPrefills::new(slots)),
+            slots: Arc::new(SlotBooks::new(slots)),
             load: Arc::new(LoadColumns::new(slots)),
             backlogs: Arc::new(Backlogs::new(slots)),
             health: HealthColumns::new(slots),
@@ -119,6 +123,7 @@ impl Shared {
             self.health.reset(slot);
             self.rates.reset(slot);
             self.memory.reset(slot);
+            self.slots.reset(slot);
         }
         for replica in &snapshot.fleet.replicas {
             self.health.set_drain(replica.slot, DrainCause::File, replica.config.drain);
@@ -128,6 +133,7 @@ impl Shared {
         self.rates.assign(&members);
         for replica in &snapshot.fleet.replicas {
             self.hold(replica.slot, self.memory.assume(replica.slot, snapshot.assumed(replica.slot)));
+            self.slots.assume(replica.slot, slotted::slots_of(snapshot, replica.slot));
         }
     }
 
@@ -145,8 +151,14 @@ impl Shared {
 
     /// The cache of the engine at `slot` is empty: what it held is forgotten.
     pub fn emptied(&self, slot: ReplicaSlot) {
-        self.index.forget(slot);
+        self.forget(slot);
         self.memory.emptied(slot);
+    }
+
+    /// What the engine at `slot` held is not to be counted upon: it is down.
+    pub fn forget(&self, slot: ReplicaSlot) {
+        self.index.forget(slot);
+        self.slots.forget(slot);
     }
 
     /// Puts the prompt on record where it was placed.
@@ -170,6 +182,12 @@ impl Shared {
             self.index.record(slot, &placement.chain);
         } else if let Some(said @ [_, ..]) = placement.chain.get(placement.prompt_blocks..) {
             self.index.extend(slot, said, placement.prompt_blocks);
+        }
+        if placement.chain.len() > placement.prompt_blocks {
+            let Placement { decision, chain, prompt_blocks, .. } = placement;
+            #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+            let more = chain.len() as f32 / (*prompt_blocks).max(1) as f32;
+            self.slots.extend(slot, decision.id, chain, decision.prompt_tokens * more);
         }
     }
 
@@ -217,6 +235,10 @@ impl Shared {
         }
         if let Some(tokens) = output_tokens {
             self.learn_time(placement, answer.tokens_ahead, tokens.max(1), answer.total_s);
+        }
+        if let Some((prompt_tokens, cached_tokens)) = prompt_tokens.zip(cached_tokens) {
+            self.slots
+                .judge(placement.decision.chosen.slot, &found(placement, prompt_tokens, cached_tokens, output_tokens));
         }
         if let Some(tokens) = prompt_tokens {
             self.learn_tokens(snapshot, placement, tokens);
@@ -282,6 +304,19 @@ impl Shared {
             let slot = placement.decision.chosen.slot;
             self.hold(slot, self.memory.assume(slot, snapshot.assumed_at(slot, ratio.bytes_per_token())));
         }
+    }
+}
+
+/// What an answer found, for its slot's book.
+#[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^24, or good to 7 digits")]
+fn found(placement: &Placement, prompt_tokens: u64, cached_tokens: u64, output_tokens: Option<u64>) -> Found {
+    Found {
+        id: placement.decision.id,
+        prompt_bytes: placement.decision.prompt_bytes,
+        prompt_tokens: prompt_tokens as f32,
+        cached_tokens: cached_tokens as f32,
+        indexed_tokens: placement.indexed_tokens,
+        output_tokens: output_tokens.unwrap_or(0) as f32,
     }
 }
 
@@ -433,7 +468,7 @@ impl Snapshot {
     fn assumed_at(&self, slot: ReplicaSlot, bytes_per_token: f64) -> Assumed {
         let replica = self.fleet.replica(slot);
         let blocks = |tokens: f64| (tokens * bytes_per_token / BLOCK_BYTES as f64) as f32;
-        let host_tokens = replica.and_then(|replica| replica.config.host_kv_tokens).unwrap_or(0);
+        let host_tokens = replica.and_then(|replica| replica.host_kv_tokens).unwrap_or(0);
         Assumed {
             device_blocks: blocks(self.kv_tokens(slot)).max(1.0),
             host_blocks: blocks(host_tokens as f64),

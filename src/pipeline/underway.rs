@@ -1,11 +1,13 @@
 //! A placed request while it is at its replica: counted as in flight, announced as a prefill that others may build on,
 //! and, where its own warm prefix is still being computed, told to wait for that.
 
-use super::{Placement, Shared, Snapshot};
+use super::{Placement, Shared, Snapshot, slotted};
 use crate::clock::Now;
 use crate::load::Flight;
 use crate::load::backlog::Work;
+use crate::parse::Api;
 use crate::prefix::pending::{Announcement, Awaited, Claim};
+use crate::prefix::slots::{Ending, Stay};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +30,8 @@ pub struct Underway {
     flight: Option<Flight>,
     work: Option<Work>,
     announcement: Option<Announcement>,
+    /// Its slot, at a replica of such.
+    stay: Option<Stay>,
     awaited: Option<Awaited>,
     /// What it uses stays in use until it ends.
     is_slotted: bool,
@@ -48,7 +52,8 @@ impl Underway {
         let (mut awaited, mut announcement) = (None, None);
         if snapshot.policy.is_priced() && chain.len() >= ANNOUNCED_BLOCKS_MIN {
             if !is_slotted || chosen.prefix_wait_s > 0.0 {
-                awaited = shared.pending.find(chosen.slot, chain, held, now);
+                awaited =
+                    shared.pending.find(chosen.slot, chain, if is_slotted { placement.warm_blocks } else { held }, now);
             }
             let claim = match chain.get(held) {
                 _ if is_slotted => Some(Claim::Slot(chain.into())),
@@ -73,11 +78,30 @@ impl Underway {
             flight,
             work,
             announcement,
+            stay: None,
             awaited,
             is_slotted,
             prefilled_by: (!placement.stream).then_some(until),
             until,
             is_over: false,
+        }
+    }
+
+    /// It leaves for its replica now: from here on it has a slot there, or waits for one.
+    pub fn sent(&mut self, shared: &Shared, placement: &Placement, now: Now) {
+        if self.is_slotted && placement.decision.api.is_some_and(Api::leaves_cache) {
+            self.stay = shared.slots.admit(placement.decision.chosen.slot, &slotted::asked_of(placement), now);
+        }
+    }
+
+    /// The replica has refused it, or never had it.
+    pub fn refused(&mut self, now: Now) {
+        self.leave(Ending::Refused, now);
+    }
+
+    fn leave(&mut self, ending: Ending, now: Now) {
+        if let Some(mut stay) = self.stay.take() {
+            stay.end(ending, now);
         }
     }
 
@@ -107,6 +131,7 @@ impl Underway {
     /// The replica is done with it, though the client may not have all of its answer yet.
     pub fn ended(&mut self, now: Now) {
         self.prefilled(now);
+        self.leave(Ending::Whole, now);
         self.announcement = None;
         self.flight = None;
     }

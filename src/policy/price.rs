@@ -6,9 +6,11 @@
 //!      + uncached × prefill      this prompt's own work
 //!      + restored × restore      what it holds in host memory comes back to the device first
 //!      + uncached × prefill × (reuse bonus + crowding)
+//!      + eviction × (1 + reuse bonus)
 //! ```
-//! The last line is what is lost later: work done twice is GPU time that others wait for, and new blocks push out old
-//! ones, the sooner the fuller the replica's cache is beside its peers'.
+//! The last lines are what is lost later: work done twice is GPU time that others wait for, and new blocks push out old
+//! ones, the sooner the fuller the replica's cache is beside its peers'. What is pushed out of a slot is known: the time to
+//! compute it again, by how likely that is asked for.
 //!
 //! What others have at a replica, as far as it was heard of, counts as what the gateway has there itself.
 //!
@@ -63,6 +65,9 @@ impl Policy for Price {
         }
         for place in view.warm.iter().filter(|_| view.is_restored).map(|place| usize::from(*place)) {
             costs[place] += restore_s(view, place);
+        }
+        for place in view.evicting.iter().map(|place| usize::from(*place)) {
+            costs[place] += view.eviction_s[place] * (1.0 + self.reuse_bonus);
         }
         for place in &view.barred {
             costs[usize::from(*place)] = f32::INFINITY;
@@ -174,6 +179,7 @@ mod tests {
             restore_tokens: vec![0.0; n],
             restore_s_per_token: vec![3.4e-6; n],
             prefix_wait_s: vec![0.0; n],
+            eviction_s: vec![0.0; n],
             slots_limit: vec![f32::INFINITY; n],
             service_s: vec![0.0; n],
             base_s: vec![0.0; n],
@@ -276,6 +282,18 @@ mod tests {
         assert_eq!(best(&mut view), 1);
         // Where restoring takes longer than computing, it is no use.
         view.restore_s_per_token[1] = 1e-3;
+        assert_eq!(best(&mut view), 0);
+    }
+
+    #[test]
+    fn a_cold_prompt_goes_where_least_is_lost() {
+        let mut view = view(&[0.0; 3], &[0.0; 3], &[0.0; 3]);
+        (view.eviction_s, view.evicting) = (vec![0.2, 0.05, 0.1], vec![0, 1, 2]);
+        assert_eq!(best(&mut view), 1);
+        // What is lost is worth going to the trouble of computing elsewhere what is held here.
+        (view.warm_tokens[0], view.warm) = (1000.0, vec![0]);
+        assert_eq!(best(&mut view), 1);
+        view.eviction_s[0] = 0.1;
         assert_eq!(best(&mut view), 0);
     }
 

@@ -6,6 +6,7 @@ use super::forward::{self, Answer, Failure, Outbound};
 use crate::clock::Now;
 use crate::pipeline::{self, Placement, Underway};
 use crate::reject::Reject;
+use std::sync::Arc;
 
 /// How waiting for a prefix ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +36,7 @@ impl Exchange<'_> {
             if waited == Some(Waited::ForOther) && self.leave_ejected(&mut placement) {
                 continue;
             }
-            let sent = self.sent(&placement);
+            let sent = self.sent(&placement, &mut underway);
             let tried = match waited {
                 Some(_) => self.attempt(&placement, &body, &mut underway).await,
                 None => None,
@@ -51,6 +52,7 @@ impl Exchange<'_> {
                     self.judge(&placement, status);
                     if status >= 400 {
                         shared.retract(&placement);
+                        underway.refused(self.shard.core.clock.now());
                     }
                     if self.may_repeat(status) && self.elsewhere(&mut placement) {
                         continue;
@@ -67,8 +69,9 @@ impl Exchange<'_> {
             }
             shared.retract(&placement);
             if failure.is_down {
-                shared.index.forget(placement.decision.chosen.slot);
+                shared.forget(placement.decision.chosen.slot);
             }
+            underway.refused(self.shard.core.clock.now());
             drop(underway);
             let may_move = failure.elsewhere && (self.is_repeatable() || failure.reject == Reject::UpstreamConnect);
             if !may_move || !self.elsewhere(&mut placement) {
@@ -144,6 +147,34 @@ impl Exchange<'_> {
         }
     }
 
+    /// Waits as long as the slot that the request would be given is worth more to another conversation: until one is free
+    /// that is not, or it has waited for long enough.
+    ///
+    /// # Errors
+    /// [`Reject::ClientClosed`], or that there is no replica left.
+    pub(super) async fn hold_back(&mut self, placement: &mut Placement) -> Result<(), Reject> {
+        let core = Arc::clone(&self.shard.core);
+        let before = core.clock.now();
+        let mut counted = None;
+        while let Some(hold) = placement.hold() {
+            let books = &core.shared.slots;
+            counted.get_or_insert_with(|| books.hold_back());
+            let again = self.until(Some(hold.again));
+            tokio::select! {
+                () = books.freed() => {}
+                () = again => {}
+                _left = self.session.read_body_or_idle(true) => return Err(Reject::ClientClosed),
+            }
+            let now = core.clock.now();
+            self.shard.decider.lock().look_again(&core.shared, &self.snapshot, placement, now)?;
+        }
+        if counted.is_some() {
+            self.held_s += core.clock.now().seconds_since(before);
+            self.shard.metrics.prefix_wait.observe(self.held_s);
+        }
+        Ok(())
+    }
+
     /// Waits until the prefix that this request reuses has been computed, where that is still under way; `None` when
     /// the client left meanwhile.
     async fn wait_for_prefix(&mut self, underway: &mut Underway) -> Option<Waited> {
@@ -172,9 +203,11 @@ impl Exchange<'_> {
     }
 
     /// What stands before the first token at the moment the request is sent.
-    fn sent(&self, placement: &Placement) -> Sent {
-        let slot = placement.decision.chosen.slot;
-        Sent { at: self.shard.core.clock.now(), tokens_ahead: self.shard.core.shared.load.prefill_tokens(slot) }
+    fn sent(&self, placement: &Placement, underway: &mut Underway) -> Sent {
+        let (shared, slot) = (&self.shard.core.shared, placement.decision.chosen.slot);
+        let at = self.shard.core.clock.now();
+        underway.sent(shared, placement, at);
+        Sent { at, tokens_ahead: shared.load.prefill_tokens(slot) }
     }
 
     /// Moves the request to another replica, if attempts, budget and fleet allow it.

@@ -110,10 +110,14 @@ impl Exchange<'_> {
         };
         // A body may take a minute to come: what is in force now is what counts.
         self.snapshot = self.shard.core.snapshot.load_full();
-        let placement = match self.decide(&body) {
+        let mut placement = match self.decide(&body) {
             Ok(placement) => placement,
             Err(reject) => return Outcome::rejected(None, reject, Then::Tell),
         };
+        if let Err(reject) = self.hold_back(&mut placement).await {
+            let then = if reject == Reject::ClientClosed { Then::Close } else { Then::Tell };
+            return Outcome::rejected(Some(placement), reject, then);
+        }
         let body = self.rewritten(body, &placement);
         self.forward(placement, body).await
     }
