@@ -23,7 +23,7 @@ use crate::health::Arrival;
 use crate::id::ReplicaSlot;
 use crate::learn::Rates;
 use crate::load::ring;
-use crate::pipeline::{Shared, SharedConfig, Snapshot, TokenRatios};
+use crate::pipeline::{Shared, SharedConfig, Snapshot, PoolTraits};
 use crate::proxy::{Core, Shard};
 use async_trait::async_trait;
 use pingora_core::server::configuration::{Opt, ServerConf};
@@ -290,7 +290,7 @@ fn build(config: Config, shards: usize) -> Result<(Arc<Core>, Registry), StartEr
     let mut registry = Registry::new(slots_max);
     let (fleet, change) =
         registry.rebuild(&config.replicas, &config.models, &std::collections::HashMap::new(), |_| true)?;
-    let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
+    let snapshot = Snapshot::new(config, fleet, &PoolTraits::default());
     let clock = Clock::new();
     let now = clock.now();
     shared.apply(&change, &snapshot, now);

@@ -47,6 +47,7 @@ pub mod proxy;
 pub mod sim;
 pub mod telemetry;
 // -- decide: no I/O, `now` is an argument
+pub mod admission;
 pub mod learn;
 pub mod pipeline;
 pub mod policy;

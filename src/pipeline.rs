@@ -15,6 +15,7 @@ mod choice;
 mod objective;
 mod shared;
 mod slotted;
+mod traits;
 mod transcript;
 mod underway;
 mod warming;
@@ -22,8 +23,9 @@ mod warming;
 use candidates::{Candidates, Known};
 pub use choice::{Choice, Decision, PASSTHROUGH, Reason};
 pub use objective::{Bound, Wish};
-pub use shared::{Answered, Lesson, Limits, Shared, SharedConfig, Snapshot, TokenRatios};
+pub use shared::{Answered, Lesson, Limits, Shared, SharedConfig, Snapshot};
 pub use slotted::Hold;
+pub use traits::{PoolTraits, PromptTraits};
 use transcript::Transcript;
 pub use underway::Underway;
 
@@ -371,7 +373,7 @@ impl Decider {
         let id = DecisionId(self.next_id);
         self.next_id = self.next_id.wrapping_add(self.id_step);
         let prompt_tokens =
-            if api.is_some_and(Api::leaves_cache) { snapshot.ratios.tokens(pool, prompt_bytes) } else { 0.0 };
+            if api.is_some_and(Api::leaves_cache) { snapshot.traits.tokens(pool, prompt_bytes) } else { 0.0 };
         let decision = Decision::new(id, api, pool, now, prompt_bytes, prompt_tokens);
         let mut placement = Placement::new(decision, affinity_key);
         if api.is_some_and(Api::leaves_cache) {

@@ -13,7 +13,7 @@ use emberlane::{
     load::report::{LoadReport, LoadSource},
     load::ring::{Publisher, rings},
     parse::Api,
-    pipeline::{Decider, Decision, Hints, Placement, Shared, SharedConfig, Snapshot, TokenRatios},
+    pipeline::{Decider, Decision, Hints, Placement, Shared, SharedConfig, Snapshot, PoolTraits},
 };
 
 use crate::bodies::chat;
@@ -68,7 +68,7 @@ impl World {
         let mut decider = Decider::new(&config, replicas, 0, 1, 1);
         let (mut publishers, inboxes) = rings(1, 1, REPORTS_MAX);
         inboxes.into_iter().for_each(|inbox| decider.attach(inbox));
-        let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
+        let snapshot = Snapshot::new(config, fleet, &PoolTraits::default());
         shared.apply(&change, &snapshot, Now(0));
         let flying_max = IN_FLIGHT * replicas;
         let flying = VecDeque::with_capacity(flying_max + 1);

@@ -93,8 +93,8 @@ pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<V
     show_receivers(&registry, core)?;
     let ratio = gauge("emberlane_model_bytes_per_token", "Prompt bytes to a token, learned.", &["model"])?;
     for pool in &snapshot.fleet.pools {
-        if let Some(cell) = snapshot.ratios.get(pool.id) {
-            ratio.with_label_values(&[&pool.model]).set(cell.bytes_per_token());
+        if let Some(traits) = snapshot.traits.get(pool.id) {
+            ratio.with_label_values(&[&pool.model]).set(traits.ratio.bytes_per_token());
         }
     }
     single("emberlane_stopping", "1 once the process is stopping.", f64::from(u8::from(core.stopping.load(Relaxed))))?;

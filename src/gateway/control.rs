@@ -21,7 +21,7 @@ use crate::config::{self, Config};
 use crate::discovery::{DiscoveryStatus, Merged, News, Sayings};
 use crate::fleet::{Discovered, Fleet, Membership, Registry, Replica};
 use crate::health::Arrival;
-use crate::pipeline::{Snapshot, TokenRatios};
+use crate::pipeline::{Snapshot, PoolTraits};
 use crate::proxy::Core;
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -244,12 +244,12 @@ impl Control {
         self.report(DiscoveryStatus { sources: sources.status(&config), left_out, source_of }, &before, &fleet);
         // Before the slots are taken up: what is heard under them meanwhile counts for nobody.
         self.core.plane.gate.set_directory(senders(&fleet, &sources));
-        self.swap(config, fleet, &change, &before.ratios);
+        self.swap(config, fleet, &change, &before.traits);
         Ok(!change.joined.is_empty())
     }
 
-    fn swap(&self, config: Config, fleet: Fleet, change: &Membership, ratios: &TokenRatios) {
-        let snapshot = Arc::new(Snapshot::new(config, fleet, ratios));
+    fn swap(&self, config: Config, fleet: Fleet, change: &Membership, traits: &PoolTraits) {
+        let snapshot = Arc::new(Snapshot::new(config, fleet, traits));
         for &slot in change.joined.iter().chain(&change.left) {
             self.core.plane.heard.forget(slot);
         }

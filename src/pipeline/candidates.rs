@@ -140,7 +140,7 @@ impl Candidates {
         kept.view.prompt_tokens = placement.decision.prompt_tokens;
         kept.view.affinity_key = placement.affinity_key;
         kept.view.now = now;
-        kept.read_warm(prompt.1, snapshot.ratios.tokens(pool.id, BLOCK_BYTES));
+        kept.read_warm(prompt.1, snapshot.traits.tokens(pool.id, BLOCK_BYTES));
         let is_priced = snapshot.policy.is_priced();
         if is_priced {
             kept.slotted.read(&mut kept.view, known, placement, prompt);

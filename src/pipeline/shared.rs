@@ -1,13 +1,14 @@
 //! What all shards share ([`Shared`]: columns with one cell a replica, the prefix index), and what they read but never
 //! change ([`Snapshot`]: one configuration with its fleet and policy, swapped whole at a reload).
 
+use super::traits::{PoolTraits, PromptTraits};
 use super::{Placement, slotted};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::fleet::{Engine, Fleet, Membership, Replica};
 use crate::health::{DrainCause, HealthColumns};
-use crate::id::{BlockHash, PoolId, ReplicaSlot};
-use crate::learn::{LearnedRates, Member, Rates, Sample, Timing, TokenRatio};
+use crate::id::{BlockHash, ReplicaSlot};
+use crate::learn::{LearnedRates, Member, Rates, Sample, Timing};
 use crate::load::LoadColumns;
 use crate::load::backlog::Backlogs;
 use crate::parse::usage::Usage;
@@ -299,7 +300,7 @@ impl Shared {
     /// Learns from the engine's own count of prompt tokens.
     fn learn_tokens(&self, snapshot: &Snapshot, placement: &Placement, prompt_tokens: u64) {
         let pool = placement.decision.pool;
-        if let Some(ratio) = snapshot.ratios.get(pool) {
+        if let Some(PromptTraits { ratio, .. }) = snapshot.traits.get(pool) {
             ratio.learn(u64::from(placement.decision.prompt_bytes), prompt_tokens);
             let slot = placement.decision.chosen.slot;
             self.hold(slot, self.memory.assume(slot, snapshot.assumed_at(slot, ratio.bytes_per_token())));
@@ -341,41 +342,6 @@ fn member<'m>(replica: &'m Replica, likes: &HashMap<&str, usize>) -> Member<'m> 
     }
 }
 
-/// Bytes per token of every pool of one snapshot; the cells outlive snapshots.
-#[derive(Clone, Debug, Default)]
-pub struct TokenRatios {
-    by_pool: Vec<Arc<TokenRatio>>,
-    by_model: HashMap<String, Arc<TokenRatio>>,
-}
-
-impl TokenRatios {
-    /// The cells for the pools of `fleet`, taking over what `self` learned of the same models.
-    #[must_use]
-    pub fn rebuilt(&self, fleet: &Fleet) -> Self {
-        let mut next = Self::default();
-        for pool in &fleet.pools {
-            let ratio = self.by_model.get(&pool.model).cloned().unwrap_or_default();
-            next.by_pool.push(Arc::clone(&ratio));
-            next.by_model.insert(pool.model.clone(), ratio);
-        }
-        next
-    }
-
-    /// The cell of `pool`.
-    #[must_use]
-    pub fn get(&self, pool: PoolId) -> Option<&TokenRatio> {
-        self.by_pool.get(usize::from(pool.0)).map(AsRef::as_ref)
-    }
-
-    /// Tokens that `bytes` of prompt make in `pool`, estimated.
-    #[must_use]
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate of 7 digits")]
-    pub fn tokens(&self, pool: PoolId, bytes: usize) -> f32 {
-        let ratio = self.get(pool).map_or(4.0, TokenRatio::bytes_per_token);
-        (bytes as f64 / ratio) as f32
-    }
-}
-
 /// Seconds to restore a token where nothing is configured: 26 ms a GB (measured on PCIe 5), times 131 kB a token (bfloat16
 /// keys and values of 32 layers with 8 heads of 128, as a model of 8 billion parameters has).
 const RESTORE_S_PER_TOKEN: f32 = 26e-3 * 131_072e-9;
@@ -409,20 +375,20 @@ pub struct Snapshot {
     pub fleet: Fleet,
     /// The policy.
     pub policy: Box<dyn Policy>,
-    /// Bytes per token by pool.
-    pub ratios: TokenRatios,
+    /// What was learned of prompts, by pool.
+    pub traits: PoolTraits,
     limits: Vec<Limits>,
     generation: u64,
 }
 
 impl Snapshot {
-    /// Puts `config` and `fleet` to work; `ratios` are those of the snapshot before, or empty.
+    /// Puts `config` and `fleet` to work; `traits` are those of the snapshot before, or empty.
     #[must_use]
-    pub fn new(config: Config, fleet: Fleet, ratios: &TokenRatios) -> Self {
-        let ratios = ratios.rebuilt(&fleet);
+    pub fn new(config: Config, fleet: Fleet, traits: &PoolTraits) -> Self {
+        let traits = traits.rebuilt(&fleet);
         let policy = policy::build(&config.policy);
         let generation = GENERATION.fetch_add(1, Relaxed);
-        let mut snapshot = Self { config, fleet, policy, ratios, limits: Vec::new(), generation };
+        let mut snapshot = Self { config, fleet, policy, traits, limits: Vec::new(), generation };
         let last = snapshot.fleet.replicas.iter().map(|replica| replica.slot.index() + 1).max().unwrap_or(0);
         snapshot.limits = (0..last).filter_map(ReplicaSlot::from_index).map(|slot| snapshot.limits_of(slot)).collect();
         snapshot
@@ -459,7 +425,7 @@ impl Snapshot {
     /// What is configured, discovered or guessed of the cache of `slot`.
     fn assumed(&self, slot: ReplicaSlot) -> Assumed {
         let pool = self.fleet.pools.iter().find(|pool| pool.members.contains(&slot)).map(|pool| pool.id);
-        let ratio = pool.and_then(|pool| self.ratios.get(pool)).map_or(4.0, TokenRatio::bytes_per_token);
+        let ratio = pool.and_then(|pool| self.traits.get(pool)).map_or(4.0, |traits| traits.ratio.bytes_per_token());
         self.assumed_at(slot, ratio)
     }
 
@@ -507,7 +473,7 @@ mod tests {
     fn snapshot(registry: &mut Registry, yaml: &str) -> (Membership, Snapshot) {
         let config = crate::config::parse(yaml).unwrap();
         let (fleet, change) = registry.rebuild(&config.replicas, &config.models, &HashMap::new(), |_| true).unwrap();
-        (change, Snapshot::new(config, fleet, &TokenRatios::default()))
+        (change, Snapshot::new(config, fleet, &PoolTraits::default()))
     }
 
     #[test]

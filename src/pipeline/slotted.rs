@@ -112,7 +112,7 @@ impl Slotted {
             return;
         }
         let (block_tokens, asked) =
-            (known.snapshot.ratios.tokens(placement.decision.pool, BLOCK_BYTES), asked(placement, chain));
+            (known.snapshot.traits.tokens(placement.decision.pool, BLOCK_BYTES), asked(placement, chain));
         let prompt = Prompt { known, asked, depths, block_tokens };
         if self.places.len() <= BOOKS_MAX {
             for &place in &self.places {

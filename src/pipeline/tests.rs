@@ -28,7 +28,7 @@ impl Bench {
         let mut decider = Decider::new(&config, 2, 0, 1, 7);
         let (mut publishers, mut inboxes) = rings(1, 1, 64);
         decider.attach(inboxes.remove(0));
-        let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
+        let snapshot = Snapshot::new(config, fleet, &PoolTraits::default());
         shared.apply(&change, &snapshot, Now(1));
         Self { shared, snapshot, decider, publisher: publishers.remove(0) }
     }

@@ -231,7 +231,7 @@ mod tests {
         use crate::clock::Now;
         use crate::fleet::Registry;
         use crate::learn::Rates;
-        use crate::pipeline::{Decider, Hints, Shared, SharedConfig, TokenRatios};
+        use crate::pipeline::{Decider, Hints, Shared, SharedConfig, PoolTraits};
         use std::collections::HashMap;
 
         let mut registry = Registry::new(1);
@@ -239,7 +239,7 @@ mod tests {
             let yaml = format!("replicas: [{{id: {id}, url: 'http://{id}:1', models: [{model}]}}]");
             let config = crate::config::parse(&yaml).unwrap();
             let (fleet, _) = registry.rebuild(&config.replicas, &[], &HashMap::new(), |_| true).unwrap();
-            Arc::new(Snapshot::new(config, fleet, &TokenRatios::default()))
+            Arc::new(Snapshot::new(config, fleet, &PoolTraits::default()))
         };
         let (before, after) = (snapshot("old", "m"), snapshot("new", "n"));
         assert_eq!(before.fleet.replicas[0].slot, after.fleet.replicas[0].slot);

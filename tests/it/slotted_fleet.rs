@@ -16,7 +16,7 @@ use emberlane::learn::Rates;
 use emberlane::parse::Api;
 use emberlane::parse::usage::Usage;
 use emberlane::pipeline::{
-    Answered, Decider, Hints, Placement, Shared, SharedConfig, Snapshot, TokenRatios, Underway, Wish,
+    Answered, Decider, Hints, Placement, Shared, SharedConfig, Snapshot, PoolTraits, Underway, Wish,
 };
 use emberlane::prefix::pending::Awaited;
 use emberlane::sim::slots::SlotCache;
@@ -175,7 +175,7 @@ impl Fleet {
         let (_, change) = registry.rebuild(&config.replicas, &[], &HashMap::new(), |_| true).unwrap();
         let (fleet, _) = registry.rebuild(&config.replicas, &[], &discovered, |_| true).unwrap();
         let decider = Decider::new(&config, SERVERS, 0, 1, seed);
-        let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
+        let snapshot = Snapshot::new(config, fleet, &PoolTraits::default());
         shared.apply(&change, &snapshot, Now(0));
         let server = |_| Server { cache: SlotCache::new(SLOTS, CONTEXT, 0), queue: VecDeque::new() };
         Self {

@@ -1,6 +1,6 @@
 //! The view follows what changes, and shows who may take the request.
 
-use super::super::{Decision, SharedConfig, TokenRatios};
+use super::super::{Decision, SharedConfig, PoolTraits};
 use super::*;
 use crate::config::{Config, EjectionConfig, ReplicaConfig};
 use crate::fleet::Registry;
@@ -48,7 +48,7 @@ impl Bench {
         let replicas = models.iter().enumerate().map(replica).collect();
         let config = Config { replicas, ..Config::default() };
         let (fleet, _) = self.registry.rebuild(&config.replicas, &[], &Default::default(), |_| true).unwrap();
-        Snapshot::new(config, fleet, &TokenRatios::default())
+        Snapshot::new(config, fleet, &PoolTraits::default())
     }
 
     fn seen(&mut self, snapshot: &Snapshot, pool: usize, at_ms: u64) -> Seen<'_> {
@@ -297,7 +297,7 @@ fn hits_are_whole_blocks_of_each_engine_and_what_is_in_host_memory_is_restored()
         - {id: d, url: 'http://d:1', models: [m], kv_tokens: 640}\n";
     let config = crate::config::parse(yaml).unwrap();
     let (fleet, change) = bench.registry.rebuild(&config.replicas, &[], &Default::default(), |_| true).unwrap();
-    let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
+    let snapshot = Snapshot::new(config, fleet, &PoolTraits::default());
     bench.shared.apply(&change, &snapshot, Now(0));
     let said = crate::prefix::memory::Said { block_tokens: Some(64), ..Default::default() };
     bench.shared.hear_cache(ReplicaSlot(2), said);

@@ -17,7 +17,7 @@ use crate::load::report::{LoadReport, LoadSource};
 use crate::load::ring::{Publisher, rings};
 use crate::parse::Api;
 use crate::parse::usage::Usage;
-use crate::pipeline::{Answered, Decider, Placement, Prompt, Shared, SharedConfig, Snapshot, TokenRatios, Underway};
+use crate::pipeline::{Answered, Decider, Placement, Prompt, Shared, SharedConfig, Snapshot, PoolTraits, Underway};
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::memory::Said;
 use crate::prefix::pending::Awaited;
@@ -104,7 +104,7 @@ impl Gateway {
         let mut decider = Decider::new(&config, slots, 0, 1, plan.seed);
         let (mut publishers, inboxes) = rings(1, 1, REPORTS_MAX);
         inboxes.into_iter().for_each(|inbox| decider.attach(inbox));
-        let snapshot = Snapshot::new(config, fleet, &TokenRatios::default());
+        let snapshot = Snapshot::new(config, fleet, &PoolTraits::default());
         shared.apply(&change, &snapshot, Now(0));
         // Engines with blocks say on their metrics page how large these are.
         for (number, engine) in plan.engines.iter().enumerate().filter(|(_, engine)| engine.kind == Kind::Blocks) {
@@ -278,6 +278,7 @@ fn said(engines: &[EngineModel]) -> HashMap<String, Discovered> {
             engine: Engine::LlamaCpp,
             slots: u32::try_from(engine.sequences_max).ok(),
             kv_tokens: Some(engine.kv_tokens),
+            host_kv_tokens: None,
         };
         said.insert(format!("r{number}"), discovered);
     }
