@@ -322,15 +322,21 @@ pub struct PolicyConfig {
     pub weights: Weights,
     /// `price`: assumed prefill rate before anything is learned, tokens a second. Default 8,000.
     pub prefill_tokens_per_s: f64,
-    /// `price`: what each request already there costs the newcomer. Default 10 ms.
-    pub decode_slowdown: Duration,
-    /// `price`: value of a second of prefill not repeated, beside the wait it saves. Default 1.
+    /// `price`: value of a second of prefill not repeated, beside the wait it saves. Default 3.
     pub reuse_bonus: f64,
-    /// `price`: spill gate: a replica above `spill_ratio` × mean load, and above the mean by `spill_margin` requests,
-    /// takes no more for the sake of its cache. Defaults 1.5 and 4.
-    pub spill_ratio: f64,
-    /// See `spill_ratio`.
-    pub spill_margin: u32,
+    /// `price`: what a second counts that computing again will take what a prompt pushes out. Default 4.
+    pub eviction_weight: f64,
+    /// `price`: what a second counts by which each answer under way is held up. Default 0.1.
+    pub decode_weight: f64,
+    /// `price`: a prompt that would push out what is needed waits at the gateway while its replica is busy anyway. Default
+    /// yes.
+    pub wait: bool,
+    /// `price`: it waits for an idle replica, too, while more than this share of what it would push out is expected to be
+    /// used again. Default 1: it does not.
+    pub pushed_out_max: f64,
+    /// `price`: `pushed_out_max` follows from this: as many conversations at once as leave nine times to first token in
+    /// ten within it. Default 0: none.
+    pub ttft_p90: Duration,
     /// Parameters of `sticky_until_saturated`.
     pub sticky_until_saturated: StickyUntilSaturatedConfig,
     /// Parameters of `chwbl`.
@@ -353,10 +359,12 @@ impl Default for PolicyConfig {
             name: PolicyName::default(),
             weights: Weights::default(),
             prefill_tokens_per_s: 8_000.0,
-            decode_slowdown: Duration::from_millis(10),
-            reuse_bonus: 1.0,
-            spill_ratio: 1.5,
-            spill_margin: 4,
+            reuse_bonus: 3.0,
+            eviction_weight: 4.0,
+            decode_weight: 0.1,
+            wait: true,
+            pushed_out_max: 1.0,
+            ttft_p90: Duration::ZERO,
             sticky_until_saturated: StickyUntilSaturatedConfig::default(),
             chwbl: ChwblConfig::default(),
             cache_aware: CacheAwareConfig::default(),
@@ -396,11 +404,19 @@ pub struct LimitsConfig {
     pub json_values: u32,
     /// Bytes of bodies in memory at once, a shard; beyond it newcomers are answered 503. Default 1 GiB.
     pub body_bytes_in_flight: u64,
+    /// Requests that wait for a replica of one pool, at most; beyond it newcomers are answered 429. Default 5,000.
+    pub waiting: u32,
 }
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { body_bytes: 64 << 20, json_depth: 128, json_values: 4_000_000, body_bytes_in_flight: 1 << 30 }
+        Self {
+            body_bytes: 64 << 20,
+            json_depth: 128,
+            json_values: 4_000_000,
+            body_bytes_in_flight: 1 << 30,
+            waiting: 5000,
+        }
     }
 }
 
@@ -411,6 +427,8 @@ pub struct TimeoutConfig {
     pub connect: Duration,
     /// For a client's whole body. Default 60 s.
     pub body: Duration,
+    /// Longest wait for a replica that has time for the request. Default 600 s.
+    pub wait: Duration,
     /// From the request's last byte to the response's head. Default 600 s.
     pub first_byte: Duration,
     /// Between two reads of a response. Default 120 s.
@@ -426,6 +444,7 @@ impl Default for TimeoutConfig {
         Self {
             connect: Duration::from_secs(1),
             body: Duration::from_secs(60),
+            wait: Duration::from_secs(600),
             first_byte: Duration::from_secs(600),
             gap: Duration::from_secs(120),
             upstream_idle: Duration::from_secs(4),

@@ -252,18 +252,25 @@ pub(crate) struct RawPolicy {
     /// `price`: tokens prefilled a second, assumed before anything is learned.
     #[schemars(schema_with = "form::number")]
     prefill_tokens_per_s: f64,
-    /// `price`: what each request already there costs the newcomer.
-    #[schemars(schema_with = "form::duration")]
-    decode_slowdown: String,
     /// `price`: value of a second of prefill not repeated, beside the wait it saves.
     #[schemars(schema_with = "form::number")]
     reuse_bonus: f64,
-    /// `price`: a replica above this many times the mean load takes no more for the sake of its cache, ...
+    /// `price`: what a second counts that computing again will take what a prompt pushes out of a cache.
     #[schemars(schema_with = "form::number")]
-    spill_ratio: f64,
-    /// ... if it is also above the mean by this many requests.
-    #[schemars(schema_with = "form::count")]
-    spill_margin: u32,
+    eviction_weight: f64,
+    /// `price`: what a second counts by which each answer under way is held up.
+    #[schemars(schema_with = "form::number")]
+    decode_weight: f64,
+    /// `price`: a prompt that would push out what is needed waits at the gateway while its replica is busy anyway.
+    wait: bool,
+    /// `price`: it waits for an idle replica, too, while more than this share of what it would push out is expected to be
+    /// used again; 1: it does not.
+    #[schemars(schema_with = "form::share")]
+    pushed_out_max: f64,
+    /// `price`: `pushed_out_max` follows from this: as many conversations at once as leave nine times to first token in ten
+    /// within it. 0s: none.
+    #[schemars(schema_with = "form::duration")]
+    ttft_p90: String,
     sticky_until_saturated: RawStickyUntilSaturated,
     chwbl: RawChwbl,
     cache_aware: RawCacheAware,
@@ -285,10 +292,12 @@ impl From<&PolicyConfig> for RawPolicy {
             name: policy.name.as_str(),
             weights: RawWeights::from(&policy.weights),
             prefill_tokens_per_s: policy.prefill_tokens_per_s,
-            decode_slowdown: format_duration(policy.decode_slowdown),
             reuse_bonus: policy.reuse_bonus,
-            spill_ratio: policy.spill_ratio,
-            spill_margin: policy.spill_margin,
+            eviction_weight: policy.eviction_weight,
+            decode_weight: policy.decode_weight,
+            wait: policy.wait,
+            pushed_out_max: policy.pushed_out_max,
+            ttft_p90: format_duration(policy.ttft_p90),
             sticky_until_saturated: RawStickyUntilSaturated::from(&policy.sticky_until_saturated),
             chwbl: RawChwbl::from(&policy.chwbl),
             cache_aware: RawCacheAware::from(&policy.cache_aware),
@@ -348,6 +357,9 @@ pub(crate) struct RawLimits {
     /// Bodies in memory at once, a shard; beyond it newcomers are answered 503.
     #[schemars(schema_with = "form::size")]
     bodies_in_flight: String,
+    /// Requests that wait for a replica of one pool, at most; beyond it newcomers are answered 429.
+    #[schemars(schema_with = "form::count")]
+    waiting: u32,
 }
 
 impl Default for RawLimits {
@@ -363,6 +375,7 @@ impl From<&LimitsConfig> for RawLimits {
             json_depth: limits.json_depth,
             json_values: limits.json_values,
             bodies_in_flight: format_size(limits.body_bytes_in_flight),
+            waiting: limits.waiting,
         }
     }
 }
@@ -378,6 +391,9 @@ pub(crate) struct RawTimeouts {
     /// For a client's whole body.
     #[schemars(schema_with = "form::duration")]
     body: String,
+    /// Longest wait for a replica that has time for the request.
+    #[schemars(schema_with = "form::duration")]
+    wait: String,
     /// From the request's last byte to the response's head.
     #[schemars(schema_with = "form::duration")]
     first_byte: String,
@@ -403,6 +419,7 @@ impl From<&TimeoutConfig> for RawTimeouts {
         Self {
             connect: format_duration(timeouts.connect),
             body: format_duration(timeouts.body),
+            wait: format_duration(timeouts.wait),
             first_byte: format_duration(timeouts.first_byte),
             gap: format_duration(timeouts.gap),
             upstream_idle: format_duration(timeouts.upstream_idle),

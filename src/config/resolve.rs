@@ -206,12 +206,12 @@ pub(super) fn policy(field: &Field<'_>) -> Option<PolicyConfig> {
         weights: section.read("weights", default.weights, baselines::weights),
         prefill_tokens_per_s: section
             .read("prefill_tokens_per_s", default.prefill_tokens_per_s, |field| field.number(1.0..=RATE_MAX)),
-        decode_slowdown: section.read("decode_slowdown", default.decode_slowdown, |field| {
-            field.duration(Duration::ZERO..=Duration::from_secs(10))
-        }),
         reuse_bonus: section.read("reuse_bonus", default.reuse_bonus, |field| field.number(0.0..=100.0)),
-        spill_ratio: section.read("spill_ratio", default.spill_ratio, |field| field.number(1.0..=1000.0)),
-        spill_margin: section.read("spill_margin", default.spill_margin, |field| field.count(0..=SLOTS_MAX)),
+        eviction_weight: section.read("eviction_weight", default.eviction_weight, |field| field.number(0.0..=100.0)),
+        decode_weight: section.read("decode_weight", default.decode_weight, |field| field.number(0.0..=100.0)),
+        wait: section.read("wait", default.wait, Field::flag),
+        pushed_out_max: section.read("pushed_out_max", default.pushed_out_max, Field::share),
+        ttft_p90: section.read("ttft_p90", default.ttft_p90, |field| field.duration(Duration::ZERO..=DAY)),
         sticky_until_saturated: section.read(
             "sticky_until_saturated",
             default.sticky_until_saturated,
@@ -260,6 +260,7 @@ fn limits(field: &Field<'_>) -> Option<LimitsConfig> {
         json_values: section.read("json_values", default.json_values, |field| field.count(1..=100_000_000_u32)),
         body_bytes_in_flight: section
             .read("bodies_in_flight", default.body_bytes_in_flight, |field| field.size(1024..=MIB * MIB)),
+        waiting: section.read("waiting", default.waiting, |field| field.count(0..=1_000_000_u32)),
     };
     if section.is_clean() && limits.body_bytes_in_flight < limits.body_bytes {
         let (all, one) = (format_size(limits.body_bytes_in_flight), format_size(limits.body_bytes));
@@ -276,6 +277,7 @@ fn timeouts(field: &Field<'_>) -> Option<TimeoutConfig> {
     let timeouts = TimeoutConfig {
         connect: timeout("connect", default.connect),
         body: timeout("body", default.body),
+        wait: timeout("wait", default.wait),
         first_byte: timeout("first_byte", default.first_byte),
         gap: timeout("gap", default.gap),
         upstream_idle: timeout("upstream_idle", default.upstream_idle),

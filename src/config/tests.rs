@@ -160,7 +160,7 @@ fn names_in_the_schema_have_descriptions_and_defaults() {
     assert_eq!(schema.pointer("/properties/listen/default/0"), Some(&Value::from("0.0.0.0:8080")));
     let policy = schema.pointer("/definitions/policy/properties").unwrap();
     assert_eq!(policy.pointer("/name/default"), Some(&Value::from("price")));
-    assert!(policy.pointer("/spill_ratio/description").is_some());
+    assert!(policy.pointer("/eviction_weight/description").is_some());
     assert_eq!(schema.pointer("/additionalProperties"), Some(&Value::from(false)));
 }
 
@@ -193,10 +193,10 @@ fn flags_stand_for_a_file_or_go_before_it() {
     assert_eq!((config.listen.len(), config.admin, config.replicas.len()), (1, None, 2));
     assert_eq!(config.policy.name, PolicyName::Random);
 
-    let file = "admin: off\npolicy: { name: price, spill_ratio: 3 }\n";
+    let file = "admin: off\npolicy: { name: price, reuse_bonus: 2 }\n";
     let config = parse_with(file, &Flags { policy: Some(PolicyName::Weighted), ..flags(&["http://a:1"]) }).unwrap();
     assert_eq!((config.policy.name, config.admin), (PolicyName::Weighted, None));
-    assert!((config.policy.spill_ratio - 3.0).abs() < f64::EPSILON);
+    assert!((config.policy.reuse_bonus - 2.0).abs() < f64::EPSILON);
     assert_eq!(config.replicas[0].id, "a:1");
 
     let wrong = Flags { listen: vec!["nowhere".to_owned()], ..flags(&["http://a:1", "a:1", "http://a:1"]) };

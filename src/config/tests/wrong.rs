@@ -103,7 +103,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("policy: [price]", "2:9 policy: expected a policy's name, or fields such as `name`, found a list"),
     ("policy: least-request", "did you mean `least_request`?"),
     ("policy: {weights: {prefix: 0, queue: 0, kv: 0}}", "2:19 policy.weights: all weights are 0"),
-    ("policy: {spill_ratio: 0.5}", "2:23 policy.spill_ratio: \"0.5\" is out of range: from 1 to 1000"),
+    ("policy: {eviction_weight: 500}", "2:27 policy.eviction_weight: \"500\" is out of range: from 0 to 100"),
     ("policy: {reuse_bonus: .nan}", "2:23 policy.reuse_bonus: expected a number"),
     ("index: {memory: 64}", "2:17 index.memory: expected a size such as 64MiB, found \"64\": the unit is missing"),
     ("index: {memory: 1.5MiB}", "2:17 index.memory: must be a whole number of MiB"),
