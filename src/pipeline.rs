@@ -12,6 +12,7 @@
 
 mod candidates;
 mod choice;
+mod hold;
 mod objective;
 mod shared;
 mod slotted;
@@ -22,13 +23,14 @@ mod warming;
 
 use candidates::{Candidates, Known};
 pub use choice::{Choice, Decision, PASSTHROUGH, Reason};
+pub use hold::Hold;
 pub use objective::{Bound, Wish};
 pub use shared::{Answered, Lesson, Limits, Shared, SharedConfig, Snapshot};
-pub use slotted::Hold;
 pub use traits::{PoolTraits, PromptTraits};
 use transcript::Transcript;
 pub use underway::Underway;
 
+use crate::admission::Ticket;
 use crate::clock::Now;
 use crate::config::Config;
 use crate::fleet::{NoPool, Pool};
@@ -120,6 +122,8 @@ pub struct Placement {
     session: Option<u64>,
     /// It is to be held back, and was not placed.
     hold: Option<Hold>,
+    /// Its place in line, as long as it has one.
+    ticket: Option<Ticket>,
     /// Blocks the chosen replica held before.
     held_blocks: usize,
     /// Of these, the ones that count as warm there; and the tokens that the index holds warm.
@@ -150,6 +154,7 @@ impl Placement {
             features: Features::default(),
             session: None,
             hold: None,
+            ticket: None,
             held_blocks: 0,
             warm_blocks: 0,
             indexed_tokens: 0.0,
@@ -171,10 +176,18 @@ impl Placement {
         self.placed_at
     }
 
-    /// It is not placed yet: its slot would cost more than waiting does. [`Decider::look_again`] places it.
+    /// It is not placed yet, and why. [`Decider::look_again`] places it.
     #[must_use]
     pub const fn hold(&self) -> Option<Hold> {
         self.hold
+    }
+
+    /// Resolves when it is called from its place in line; never, when it has none.
+    pub async fn called(&self) {
+        match &self.ticket {
+            Some(ticket) => ticket.called().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// True when what the answer says is to be told to [`Self::go_on`].
@@ -300,7 +313,7 @@ impl Decider {
         now: Now,
     ) -> Result<Placement, Reject> {
         let mut placement = self.consider(shared, snapshot, api, body, hints, now)?;
-        self.settle(shared, snapshot, &mut placement, now);
+        self.settle(shared, snapshot, &mut placement, now)?;
         Ok(placement)
     }
 
@@ -323,7 +336,7 @@ impl Decider {
         let mut placement = self.place(shared, snapshot, Some(api), pool, key, bytes, now)?;
         placement.stream = true;
         placement.output_tokens_max = output_tokens_max;
-        self.settle(shared, snapshot, &mut placement, now);
+        self.settle(shared, snapshot, &mut placement, now)?;
         Ok(placement)
     }
 
@@ -422,36 +435,26 @@ impl Decider {
         let picked = self.price_and_pick(shared, snapshot, &chain, placement, now);
         placement.chain = chain;
         picked?;
-        self.settle(shared, snapshot, placement, now);
-        Ok(())
+        self.settle(shared, snapshot, placement, now)
     }
 
-    /// Prices a request anew that is held back; by then it may be placed.
-    ///
-    /// # Errors
-    /// [`Reject::NoReplica`] when none is left.
-    pub fn look_again(
+    /// The decision that was just made is acted upon, if it is: it is put on record, and the policy takes note.
+    fn settle(
         &mut self,
         shared: &Shared,
         snapshot: &Snapshot,
         placement: &mut Placement,
         now: Now,
     ) -> Result<(), Reject> {
-        placement.attempts = 0;
-        placement.decision.held_s = now.since(placement.decision.at).as_secs_f32();
-        self.place_again(shared, snapshot, placement, now)
-    }
-
-    /// The decision that was just made is acted upon, if it is: it is put on record, and the policy takes note.
-    fn settle(&mut self, shared: &Shared, snapshot: &Snapshot, placement: &mut Placement, now: Now) {
+        hold::stand(shared, snapshot, placement)?;
         if placement.hold.is_some() {
-            return;
+            return Ok(());
         }
-        shared.record(placement, now);
+        shared.record(snapshot, placement, now);
         snapshot.policy.placed(self.candidates.shown(), self.picked);
-        let more = placement.chain.len().saturating_sub(placement.held_blocks);
         let (pool, slot) = (placement.decision.pool, placement.decision.chosen.slot);
-        self.candidates.placed(snapshot, pool, slot, u16::try_from(more).unwrap_or(u16::MAX));
+        self.candidates.placed(shared, snapshot, pool, slot);
+        Ok(())
     }
 
     /// Takes a finished placement's memory back for the next request.
@@ -494,6 +497,9 @@ impl Decider {
         (placement.indexed_tokens, placement.warm_blocks) =
             self.candidates.said(pick.best).unwrap_or((placement.decision.chosen.warm_tokens, placement.held_blocks));
         placement.hold = self.candidates.hold(known, pick.best, candidates, placement);
+        if placement.hold.is_none() {
+            placement.hold = hold::in_line(known, self.candidates.shown(), pick.best, placement);
+        }
         Ok(())
     }
 }

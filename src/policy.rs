@@ -10,6 +10,7 @@ mod dynamo;
 pub mod latency;
 mod preble;
 mod price;
+pub mod pushed_out;
 mod ring;
 #[cfg(test)]
 mod sample;
@@ -25,11 +26,12 @@ pub use chwbl::Chwbl;
 pub use dualmap::DualMap;
 pub use dynamo::{Dynamo, LMetric};
 pub use preble::Preble;
-pub use price::{Price, restore_s, wait_s};
+pub use price::{Price, restore_s};
 pub use sticky_until_saturated::StickyUntilSaturated;
 pub use weighted::Weighted;
 
 use self::latency::LatencyColumns;
+use self::pushed_out::PushedOut;
 use crate::clock::Now;
 use crate::config::{PolicyConfig, PolicyName};
 use crate::id::ReplicaSlot;
@@ -73,10 +75,10 @@ pub struct View {
     pub context_tokens: Vec<f32>,
     /// Tokens its KV cache holds: configured, discovered or assumed.
     pub kv_tokens: Vec<f32>,
-    /// What any request pays there, as [`Policy::stand`] has it.
-    pub standing_s: Vec<f32>,
     /// Predicted times to first token and per output token.
     pub latency: LatencyColumns,
+    /// What the prompt would push out of a full cache.
+    pub pushed_out: PushedOut,
     /// Of all in [`Self::in_flight`], as of the last [`Self::total`] or kept up since.
     pub in_flight_sum: f64,
     /// The most in [`Self::resident_blocks`], likewise.
@@ -95,6 +97,8 @@ pub struct View {
     pub prompt_tokens: f32,
     /// The request was placed before, and failed there.
     pub is_retry: bool,
+    /// Others wait for a replica, and have done so for longer.
+    pub is_behind: bool,
     /// Equal for requests that should stay together (session, else first block).
     pub affinity_key: u64,
     /// The time of the decision.
@@ -142,6 +146,7 @@ impl View {
         self.evicting.clear();
         (self.is_awaited, self.is_restored) = (false, false);
         self.latency.clear();
+        self.pushed_out.clear();
         for column in self.columns_mut() {
             column.clear();
         }
@@ -152,6 +157,7 @@ impl View {
         self.clear();
         self.slots.extend_from_slice(slots);
         self.latency.reset(slots.len());
+        self.pushed_out.reset(slots.len());
         for column in self.columns_mut() {
             column.resize(slots.len(), 0.0);
         }
@@ -161,6 +167,7 @@ impl View {
     pub fn push_from(&mut self, other: &Self, place: usize) {
         self.slots.push(other.slots[place]);
         self.latency.push_from(&other.latency, place);
+        self.pushed_out.push_from(&other.pushed_out, place);
         for (column, from) in self.columns_mut().into_iter().zip(other.columns()) {
             column.push(from[place]);
         }
@@ -181,7 +188,7 @@ impl View {
         self.resident_blocks_most = column::most(&self.resident_blocks, 0.0);
     }
 
-    fn columns(&self) -> [&[f32]; 18] {
+    fn columns(&self) -> [&[f32]; 17] {
         [
             &self.in_flight,
             &self.elsewhere,
@@ -200,11 +207,10 @@ impl View {
             &self.kv_usage,
             &self.context_tokens,
             &self.kv_tokens,
-            &self.standing_s,
         ]
     }
 
-    fn columns_mut(&mut self) -> [&mut Vec<f32>; 18] {
+    fn columns_mut(&mut self) -> [&mut Vec<f32>; 17] {
         [
             &mut self.in_flight,
             &mut self.elsewhere,
@@ -223,7 +229,6 @@ impl View {
             &mut self.kv_usage,
             &mut self.context_tokens,
             &mut self.kv_tokens,
-            &mut self.standing_s,
         ]
     }
 }
@@ -233,13 +238,17 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
     /// Writes the cost of each candidate of `view` to `costs` (same length).
     fn cost(&self, view: &View, rng: &mut fastrand::Rng, costs: &mut [f32]);
 
-    /// Sets what any request pays at `place`, whatever its prompt. It is called when anything that is known of the
-    /// candidate has changed, and not for each request.
-    fn stand(&self, _view: &mut View, _place: usize) {}
-
     /// Takes note that the request of `view` goes to `place`. It is called once for each decision that is acted upon, not
     /// for one that was only looked at.
     fn placed(&self, _view: &View, _place: usize) {}
+
+    /// True when a request that was picked `place` should rather wait at the gateway for now.
+    fn waits(&self, _view: &View, _place: usize) -> bool {
+        false
+    }
+
+    /// Takes note that an answer's first token came `ttft_s` seconds after it was placed.
+    fn answered(&self, _ttft_s: f32) {}
 
     /// True when costs are seconds.
     fn is_priced(&self) -> bool {
@@ -355,7 +364,6 @@ mod tests {
                 let mut view = sample::view(&column(200.0), &column(1500.0));
                 (view.prefill_tokens, view.context_tokens) = (column(1e6), column(1e6));
                 (view.kv_usage, view.resident_blocks) = (column(1.2), column(1e5));
-                (0..n).for_each(|place| policy.stand(&mut view, place));
                 sample::place(policy.as_ref(), &view, &mut rng);
             }
             let mut costs = [];

@@ -127,6 +127,15 @@ pub enum Reject {
     /// The bodies in memory are at their limit.
     #[error("the gateway holds as many request bodies as it may; try again later")]
     Overloaded,
+    /// Too many requests wait for a replica of the pool already.
+    #[error("too many requests wait for a replica of this model; try again later")]
+    LineFull,
+    /// It waited for a replica for as long as it may.
+    #[error("no replica had time for the request within {} s", .limit.as_secs_f32())]
+    WaitedTooLong {
+        /// How long that was.
+        limit: Duration,
+    },
     /// The gateway is stopping.
     #[error("the gateway is shutting down; try again")]
     ShuttingDown,
@@ -160,7 +169,7 @@ impl Reject {
             Self::MethodNotAllowed => 405,
             Self::BodyTooSlow { .. } => 408,
             Self::BodyTooLarge { .. } => 413,
-            Self::SloUnreachable { .. } => 429,
+            Self::SloUnreachable { .. } | Self::LineFull | Self::WaitedTooLong { .. } => 429,
             Self::HeadersTooLarge => 431,
             Self::ClientClosed => 499,
             Self::UpstreamConnect | Self::UpstreamClosed | Self::UpstreamInvalid => 502,
@@ -197,6 +206,8 @@ impl Reject {
             Self::UnknownModel => "model_not_found",
             Self::NoReplica => "no_replica",
             Self::Overloaded => "overloaded",
+            Self::LineFull => "line_full",
+            Self::WaitedTooLong { .. } => "waited_too_long",
             Self::ShuttingDown => "shutting_down",
             Self::UpstreamConnect => "upstream_connect",
             Self::UpstreamClosed => "upstream_closed",
@@ -229,6 +240,8 @@ impl Reject {
             | Self::MethodNotAllowed
             | Self::NoReplica
             | Self::Overloaded
+            | Self::LineFull
+            | Self::WaitedTooLong { .. }
             | Self::ShuttingDown
             | Self::UpstreamConnect
             | Self::UpstreamClosed
@@ -245,6 +258,8 @@ impl Reject {
             Self::NoReplica | Self::Overloaded | Self::ShuttingDown | Self::UpstreamConnect => {
                 Some(Duration::from_secs(1))
             }
+            // Who waits in the line has been there for seconds at least.
+            Self::LineFull | Self::WaitedTooLong { .. } => Some(Duration::from_secs(10)),
             Self::SloUnreachable { wanted_ms, predicted_ms, .. } => {
                 // What is ahead has to be done first.
                 let late_ms = predicted_ms.saturating_sub(wanted_ms);

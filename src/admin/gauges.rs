@@ -92,7 +92,10 @@ pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<V
     read_heard(&registry, &snapshot, reports, core.clock.now())?;
     show_receivers(&registry, core)?;
     let ratio = gauge("emberlane_model_bytes_per_token", "Prompt bytes to a token, learned.", &["model"])?;
+    let waiting = gauge("emberlane_waiting_requests", "Requests that wait for a replica.", &["model"])?;
     for pool in &snapshot.fleet.pools {
+        #[expect(clippy::cast_precision_loss, reason = "at most a million")]
+        waiting.with_label_values(&[&pool.model]).set(core.shared.room.len(pool.id) as f64);
         if let Some(traits) = snapshot.traits.get(pool.id) {
             ratio.with_label_values(&[&pool.model]).set(traits.ratio.bytes_per_token());
         }

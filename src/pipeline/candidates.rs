@@ -18,9 +18,10 @@
 //! The slow columns were half of what a view of 4,096 replicas cost when each decision read its share of a 50 ms sweep
 //! whatever the size of the fleet; hence [`SWEEP_EACH_MIN`].
 
-use super::slotted::{Hold, Slotted};
+use super::hold;
+use super::slotted::Slotted;
 use super::warming::{self, Side};
-use super::{Placement, Shared, Snapshot};
+use super::{Hold, Placement, Shared, Snapshot};
 use crate::clock::Now;
 use crate::fleet::Pool;
 use crate::id::{BlockHash, PoolId, ReplicaSlot};
@@ -28,6 +29,7 @@ use crate::load::columns::ReportColumns;
 use crate::load::{GROUP, InFlight};
 use crate::policy::View;
 use crate::policy::latency::Load;
+use crate::policy::pushed_out::PushedOut;
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::WarmDepths;
 use std::time::Duration;
@@ -135,7 +137,7 @@ impl Candidates {
             kept.of = of;
         }
         kept.view.latency.set_now(now);
-        kept.sweep(known);
+        kept.sweep(pool.id, known);
         kept.follow(known, is_new);
         kept.view.prompt_tokens = placement.decision.prompt_tokens;
         kept.view.affinity_key = placement.affinity_key;
@@ -147,6 +149,7 @@ impl Candidates {
         }
         let (view, tried) = (&mut kept.view, placement.tried());
         view.is_retry = !tried.is_empty();
+        view.is_behind = hold::is_behind(shared, placement);
         view.barred.clear();
         if tried.is_empty() && shared.health.is_all_plain(now) {
             return Seen { view, candidates: view.len(), side: None };
@@ -160,7 +163,7 @@ impl Candidates {
         *shown = Shown::Admitted;
         admitted.clear();
         (admitted.prompt_tokens, admitted.affinity_key) = (view.prompt_tokens, view.affinity_key);
-        (admitted.is_retry, admitted.now) = (view.is_retry, view.now);
+        (admitted.is_retry, admitted.is_behind, admitted.now) = (view.is_retry, view.is_behind, view.now);
         let mut barred = view.barred.iter().peekable();
         for place in 0..view.len() {
             if barred.next_if(|barred| usize::from(**barred) == place).is_none() {
@@ -204,17 +207,17 @@ impl Candidates {
         }
     }
 
-    /// The replica at `slot` is to compute `blocks` more: its cache is fuller from now on, not from the next sweep, or all
-    /// that comes until then would go where it was emptiest before.
-    pub(super) fn placed(&mut self, snapshot: &Snapshot, pool: PoolId, slot: ReplicaSlot, blocks: u16) {
+    /// A request was put on record at `slot`: its cache is fuller from now on, not from the next sweep, or all that comes
+    /// until then would go where it was emptiest before.
+    pub(super) fn placed(&mut self, shared: &Shared, snapshot: &Snapshot, pool: PoolId, slot: ReplicaSlot) {
         let PoolView { view, places, .. } = &mut self.pools[usize::from(pool.0) % POOLS];
         if let Some(place) = places.get(slot.index()).map(|place| usize::from(*place))
             && view.slots.get(place) == Some(&slot)
         {
-            view.resident_blocks[place] += f32::from(blocks);
-            view.resident_blocks_most = view.resident_blocks_most.max(view.resident_blocks[place]);
-            let more = f32::from(blocks) / snapshot.limits(slot).kv_blocks;
-            view.kv_usage[place] = (view.kv_usage[place] + more).min(1.0);
+            let before = view.resident_blocks[place];
+            read_cache(view, place, (shared, snapshot, pool));
+            let more = (view.resident_blocks[place] - before) / snapshot.limits(slot).kv_blocks;
+            view.kv_usage[place] = (view.kv_usage[place] + more).clamp(0.0, 1.0);
         }
     }
 }
@@ -326,7 +329,6 @@ impl PoolView {
         let believed = (view.resident_blocks[place] / limits.kv_blocks).min(1.0);
         view.kv_usage[place] = heard.kv_usage.map_or(believed, |said| believed + heard.weight * (said - believed));
         view.latency.settle(place, &load(view, place, own, heard.prefill_tokens, known));
-        known.snapshot.policy.stand(view, place);
     }
 
     /// Turns depths into tokens, for the replicas that hold anything.
@@ -357,7 +359,7 @@ impl PoolView {
     }
 
     /// Reads the slow columns of the replicas that are due.
-    fn sweep(&mut self, known: Known<'_>) {
+    fn sweep(&mut self, pool: PoolId, known: Known<'_>) {
         let now = known.now;
         let members = self.view.len();
         let mut due = members;
@@ -372,7 +374,7 @@ impl PoolView {
             None => self.swept = Some(now),
         }
         for _ in 0..due {
-            read_slow(&mut self.view, self.next, known);
+            read_slow(&mut self.view, self.next, pool, known);
             self.block_tokens[self.next] = block_tokens(self.view.slots[self.next], known);
             self.settle(self.next, known);
             self.next = if self.next + 1 < members { self.next + 1 } else { 0 };
@@ -407,7 +409,7 @@ fn block_tokens(slot: ReplicaSlot, known: Known<'_>) -> f32 {
 }
 
 /// Reads what changes slowly about the candidate at `place`.
-fn read_slow(view: &mut View, place: usize, known: Known<'_>) {
+fn read_slow(view: &mut View, place: usize, pool: PoolId, known: Known<'_>) {
     let slot = view.slots[place];
     let rates = known.shared.rates.rates(slot);
     view.service_s[place] = known.shared.rates.service_s(slot);
@@ -415,8 +417,20 @@ fn read_slow(view: &mut View, place: usize, known: Known<'_>) {
     view.prefill_s_per_token[place] = rates.prefill_s_per_token;
     view.latency.learn(place, &known.shared.rates.coefficients(slot));
     view.restore_s_per_token[place] = known.snapshot.limits(slot).restore_s_per_token;
-    view.resident_blocks[place] = known.shared.index.resident_blocks(slot) as f32;
+    read_cache(view, place, (known.shared, known.snapshot, pool));
+}
+
+/// Reads how full the cache at `place` is, and what would be pushed out of it.
+fn read_cache(view: &mut View, place: usize, (shared, snapshot, pool): (&Shared, &Snapshot, PoolId)) {
+    let slot = view.slots[place];
+    view.resident_blocks[place] = shared.index.resident_blocks(slot) as f32;
     view.resident_blocks_most = view.resident_blocks_most.max(view.resident_blocks[place]);
+    if let Some(traits) = snapshot.traits.get(pool).filter(|_| snapshot.policy.is_priced()) {
+        let block_tokens = snapshot.traits.tokens(pool, BLOCK_BYTES);
+        let sizes = PushedOut::sizes().map(|tokens| tokens / block_tokens);
+        let shares = shared.index.pushed_out(slot, &sizes, |idle_ms| traits.reuse.again(idle_ms));
+        view.pushed_out.set(place, &shares);
+    }
 }
 
 #[inline(always)]

@@ -353,7 +353,7 @@ pub(super) fn note(
 
 fn one(seen: Seen<'_>, costs: &[f32], place: usize, known: Known<'_>) -> Choice {
     let view = seen.view;
-    let slowdown_s = known.snapshot.config.policy.decode_slowdown.as_secs_f32();
+    let (warm, uncached) = (view.warm_tokens[place], view.uncached_tokens(place));
     let own = view.in_flight[place] - view.elsewhere[place];
     let count = |requests: f32| u32::try_from(whole(requests.round())).unwrap_or(u32::MAX);
     Choice {
@@ -363,14 +363,14 @@ fn one(seen: Seen<'_>, costs: &[f32], place: usize, known: Known<'_>) -> Choice 
         in_flight: count(own),
         elsewhere: count(view.elsewhere[place]),
         load: known.reports.word(view.slots[place], known.now),
-        wait_s: crate::policy::wait_s(view, place, slowdown_s),
+        wait_s: view.latency.ahead_s(place).max(view.prefix_wait_s[place]),
         prefix_wait_s: view.prefix_wait_s[place],
         restore_tokens: view.restore_tokens[place],
         evicted_tokens: view.evicted_tokens[place],
         eviction_s: view.eviction_s[place],
         prefill_s: view.base_s[place]
             + crate::policy::restore_s(view, place)
-            + (view.prompt_tokens - view.warm_tokens[place]).max(0.0) * view.prefill_s_per_token[place],
+            + view.latency.prefill_s(place, uncached, warm),
         predicted: view.latency.predict(place, view.prompt_tokens, view.warm_tokens[place]),
         prompt_tokens: view.prompt_tokens,
     }

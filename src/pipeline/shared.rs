@@ -3,6 +3,7 @@
 
 use super::traits::{PoolTraits, PromptTraits};
 use super::{Placement, slotted};
+use crate::admission::WaitingRoom;
 use crate::clock::Now;
 use crate::config::Config;
 use crate::fleet::{Engine, Fleet, Membership, Replica};
@@ -18,6 +19,7 @@ use crate::prefix::hash::PrefixHasher;
 use crate::prefix::index::PrefixIndex;
 use crate::prefix::memory::{Assumed, Evidence, Memories, Said, Tiers};
 use crate::prefix::pending::PendingPrefills;
+use crate::prefix::reuse::SampledUses;
 use crate::prefix::slots::{Found, SlotBooks};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -43,8 +45,12 @@ pub struct Shared {
     pub index: PrefixIndex,
     /// The keyed hash.
     pub hasher: PrefixHasher,
+    /// When blocks were used last.
+    pub uses: SampledUses,
     /// Prefills under way, to wait for.
     pub pending: Arc<PendingPrefills>,
+    /// Who waits for a replica.
+    pub room: Arc<WaitingRoom>,
     /// What replicas that keep prompts in slots hold.
     pub slots: Arc<SlotBooks>,
     /// What is in flight where.
@@ -99,10 +105,13 @@ impl Shared {
     /// When the index's memory cannot be had.
     pub fn new(config: &SharedConfig) -> std::io::Result<Self> {
         let slots = config.slots_max;
+        let index = PrefixIndex::new(config.index_bytes, slots)?;
         Ok(Self {
-            index: PrefixIndex::new(config.index_bytes, slots)?,
+            uses: SampledUses::new(index.stats().entries_max),
+            index,
             hasher: PrefixHasher::from_key(config.hash_key),
             pending: Arc::new(PendingPrefills::new(slots)),
+            room: Arc::default(),
             slots: Arc::new(SlotBooks::new(slots)),
             load: Arc::new(LoadColumns::new(slots)),
             backlogs: Arc::new(Backlogs::new(slots)),
@@ -163,10 +172,16 @@ impl Shared {
     }
 
     /// Puts the prompt on record where it was placed.
-    pub(super) fn record(&self, placement: &mut Placement, now: Now) {
+    pub(super) fn record(&self, snapshot: &Snapshot, placement: &mut Placement, now: Now) {
         let slot = placement.decision.chosen.slot;
         placement.retractions_before = self.retractions(slot);
         self.health.placed(slot, now);
+        self.index.set_now(now);
+        if placement.attempts == 1
+            && let Some(traits) = snapshot.traits.get(placement.decision.pool)
+        {
+            self.uses.note(&placement.chain, placement.decision.at, now, &traits.reuse);
+        }
         placement.trail = self.index.record_with_trail(slot, &placement.chain);
         placement.clock = self.index.clock(slot);
     }
@@ -233,6 +248,10 @@ impl Shared {
             };
             let chosen = &placement.decision.chosen;
             self.rates.learn_times(chosen.slot, &placement.features, &chosen.predicted, &timing);
+        }
+        if let Some(first_s) = answer.first_token_s {
+            #[expect(clippy::cast_possible_truncation, reason = "seconds of 7 digits")]
+            snapshot.policy.answered((answer.held_s + first_s) as f32);
         }
         if let Some(tokens) = output_tokens {
             self.learn_time(placement, answer.tokens_ahead, tokens.max(1), answer.total_s);

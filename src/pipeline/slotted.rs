@@ -19,8 +19,7 @@
 //! same multiple of its own prefill: who brings little work waits little.
 
 use super::candidates::Known;
-use super::{Placement, Snapshot};
-use crate::clock::Now;
+use super::{Hold, Placement, Snapshot};
 use crate::fleet::Pool;
 use crate::id::{BlockHash, ReplicaSlot};
 use crate::policy::View;
@@ -40,13 +39,6 @@ const PREFILL_SHARE_MAX: f32 = 0.75;
 /// least such time.
 const LOOK_AGAIN: f32 = 0.25;
 const LOOK_AGAIN_MIN: Duration = Duration::from_millis(10);
-
-/// A request is held back: its slot would cost more than waiting does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hold {
-    /// When to look again if no slot becomes free before.
-    pub again: Now,
-}
 
 /// What was found for a pool's candidates with slots.
 #[derive(Debug, Default)]
@@ -167,7 +159,7 @@ impl Slotted {
         let most = (crowd * loss_s.min(own_s)).min(HOLD_MAX.as_secs_f32());
         let left = most - known.now.since(placement.decision.at).as_secs_f32();
         let again = Duration::from_secs_f32((left * LOOK_AGAIN).max(0.0)).max(LOOK_AGAIN_MIN);
-        (left > 0.0).then(|| Hold { again: known.now.plus(again) })
+        (left > 0.0).then(|| Hold::Slot { again: known.now.plus(again) })
     }
 }
 

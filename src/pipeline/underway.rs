@@ -2,7 +2,9 @@
 //! and, where its own warm prefix is still being computed, told to wait for that.
 
 use super::{Placement, Shared, Snapshot, slotted};
+use crate::admission::WaitingRoom;
 use crate::clock::Now;
+use crate::id::PoolId;
 use crate::load::Flight;
 use crate::load::backlog::Work;
 use crate::parse::Api;
@@ -33,6 +35,8 @@ pub struct Underway {
     /// Its slot, at a replica of such.
     stay: Option<Stay>,
     awaited: Option<Awaited>,
+    /// Whom its end concerns.
+    room: (Arc<WaitingRoom>, PoolId),
     /// What it uses stays in use until it ends.
     is_slotted: bool,
     prefilled_by: Option<Now>,
@@ -80,6 +84,7 @@ impl Underway {
             announcement,
             stay: None,
             awaited,
+            room: (Arc::clone(&shared.room), placement.decision.pool),
             is_slotted,
             prefilled_by: (!placement.stream).then_some(until),
             until,
@@ -149,6 +154,15 @@ impl Underway {
         if !self.is_slotted {
             self.announcement = None;
         }
+        self.room.0.call(self.room.1);
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        // However it ended, its replica has less to do; what is counted of it is taken back first.
+        (self.work, self.flight) = (None, None);
+        self.room.0.call(self.room.1);
     }
 }
 

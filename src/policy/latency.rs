@@ -164,6 +164,32 @@ impl LatencyColumns {
         predict_ttft(self, prompt_tokens, warm_tokens, p50_s, p90_s);
     }
 
+    /// As [`Self::predict_ttft`], the median alone.
+    pub fn predict_ttft_p50(&self, prompt_tokens: f32, warm_tokens: &[f32], p50_s: &mut [f32]) {
+        predict_ttft_p50(self, prompt_tokens, warm_tokens, p50_s);
+    }
+
+    /// Seconds until a request that is sent to `place` now could begin its prefill.
+    #[inline]
+    #[must_use]
+    pub fn ahead_s(&self, place: usize) -> f32 {
+        larger(self.prefilled_by_s[place] - self.now_s, 0.0) + self.loads[place].others_s
+    }
+
+    /// Seconds that prefill of `uncached_tokens` after `warm_tokens` takes at `place`.
+    #[inline]
+    #[must_use]
+    pub fn prefill_s(&self, place: usize, uncached_tokens: f32, warm_tokens: f32) -> f32 {
+        uncached_tokens * (self.token_s[place] + self.pair_s[place] * (warm_tokens + 0.5 * uncached_tokens))
+    }
+
+    /// Seconds of prefill for each token, and for each pair of a token and one before it.
+    #[inline]
+    #[must_use]
+    pub fn prefill_columns(&self) -> (&[f32], &[f32]) {
+        (&self.token_s, &self.pair_s)
+    }
+
     /// Writes the ninetieth percentiles, seconds, of the predicted times per output token.
     pub fn predict_tpot_p90(&self, prompt_tokens: f32, p90_s: &mut [f32]) {
         for ((out, standing_s), token_s) in p90_s.iter_mut().zip(&self.tpot_p90_s).zip(&self.tpot_p90_token_s) {
@@ -194,6 +220,23 @@ fn predict_ttft(
         let median_s = standing_s[place] + ahead[place] * ahead_s + prefill_s;
         p50_s[place] = median_s;
         p90_s[place] = median_s * ratio[place];
+    }
+}
+
+/// The medians alone.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn predict_ttft_p50(columns: &LatencyColumns, prompt_tokens: f32, warm_tokens: &[f32], p50_s: &mut [f32]) {
+    let n = p50_s.len();
+    let warm_tokens = &warm_tokens[..n];
+    let (standing_s, token_s, pair_s) = (&columns.standing_s[..n], &columns.token_s[..n], &columns.pair_s[..n]);
+    let (ahead, by_s) = (&columns.ahead[..n], &columns.prefilled_by_s[..n]);
+    let now_s = columns.now_s;
+    for place in 0..n {
+        let warm = warm_tokens[place];
+        let own = larger(prompt_tokens - warm, 0.0);
+        let ahead_s = larger(by_s[place] - now_s, 0.0);
+        let prefill_s = own * (token_s[place] + pair_s[place] * (warm + 0.5 * own));
+        p50_s[place] = standing_s[place] + ahead[place] * ahead_s + prefill_s;
     }
 }
 

@@ -31,6 +31,7 @@ pub use trail::{Run, Trail};
 pub use warm::WarmDepths;
 
 use crate::{
+    clock::Now,
     id::{BlockHash, ReplicaSlot},
     sync::huge::{HugeTable, LINE_BYTES, Line, prefetch},
 };
@@ -205,6 +206,25 @@ impl PrefixIndex {
     #[must_use]
     pub fn clock(&self, slot: ReplicaSlot) -> u32 {
         self.residency.clock(slot)
+    }
+
+    /// What is recorded from now on is recorded at `now`.
+    #[expect(clippy::cast_possible_truncation, reason = "differences are taken modulo 2³² milliseconds, 49 days")]
+    pub fn set_now(&self, now: Now) {
+        self.residency.set_now((now.0 / 1_000_000) as u32);
+    }
+
+    /// What new blocks would push out of the cache of `slot`: for each number of them in `sizes`, ascending, the share of as
+    /// many blocks that is pushed out and will be used again, 0 to 1. Of blocks idle for so many milliseconds, `again` says
+    /// what share is.
+    #[must_use]
+    pub fn pushed_out<const N: usize>(
+        &self,
+        slot: ReplicaSlot,
+        sizes: &[f32; N],
+        again: impl Fn(u32) -> f32,
+    ) -> [f32; N] {
+        self.residency.pushed_out(slot, sizes, again)
     }
 
     /// Blocks that `slot` is believed to hold.

@@ -4,7 +4,8 @@ use super::body::Body;
 use super::exchange::{Exchange, Outcome, Then};
 use super::forward::{self, Answer, Failure, Outbound};
 use crate::clock::Now;
-use crate::pipeline::{self, Placement, Underway};
+use crate::pipeline::{self, Hold, Placement, Underway};
+use crate::prefix::slots::SlotBooks;
 use crate::reject::Reject;
 use std::sync::Arc;
 
@@ -147,31 +148,42 @@ impl Exchange<'_> {
         }
     }
 
-    /// Waits as long as the slot that the request would be given is worth more to another conversation: until one is free
-    /// that is not, or it has waited for long enough.
+    /// Waits as long as the request is held back ([`Hold`]).
     ///
     /// # Errors
-    /// [`Reject::ClientClosed`], or that there is no replica left.
+    /// [`Reject::ClientClosed`], [`Reject::WaitedTooLong`], or that there is no replica left.
     pub(super) async fn hold_back(&mut self, placement: &mut Placement) -> Result<(), Reject> {
         let core = Arc::clone(&self.shard.core);
         let before = core.clock.now();
+        if placement.hold().is_none() {
+            return Ok(());
+        }
+        let limit = self.snapshot.config.timeouts.wait;
         let mut counted = None;
         while let Some(hold) = placement.hold() {
             let books = &core.shared.slots;
-            counted.get_or_insert_with(|| books.hold_back());
-            let again = self.until(Some(hold.again));
+            let again = match hold {
+                Hold::Slot { again } => {
+                    counted.get_or_insert_with(|| books.hold_back());
+                    Some(again)
+                }
+                Hold::Line { again } => again,
+            };
+            let again = self.until(Some(again.unwrap_or(before.plus(limit)).min(before.plus(limit))));
             tokio::select! {
-                () = books.freed() => {}
+                () = freed(hold, books, placement.called()) => {}
                 () = again => {}
                 _left = self.session.read_body_or_idle(true) => return Err(Reject::ClientClosed),
             }
             let now = core.clock.now();
+            if now.since(before) >= limit {
+                return Err(Reject::WaitedTooLong { limit });
+            }
             self.shard.decider.lock().look_again(&core.shared, &self.snapshot, placement, now)?;
         }
-        if counted.is_some() {
-            self.held_s += core.clock.now().seconds_since(before);
-            self.shard.metrics.prefix_wait.observe(self.held_s);
-        }
+        let waited_s = core.clock.now().seconds_since(before);
+        self.held_s += waited_s;
+        self.shard.metrics.admission_wait.observe(waited_s);
         Ok(())
     }
 
@@ -254,5 +266,13 @@ impl Exchange<'_> {
 
     pub(super) fn replica_name(&self, placement: &Placement) -> &str {
         self.snapshot.fleet.replica(placement.decision.chosen.slot).map_or("?", |replica| &replica.config.id)
+    }
+}
+
+/// Resolves when what a request is held back for may have become free.
+async fn freed(hold: Hold, books: &SlotBooks, called: impl Future<Output = ()>) {
+    match hold {
+        Hold::Slot { .. } => books.freed().await,
+        Hold::Line { .. } => called.await,
     }
 }

@@ -8,12 +8,14 @@ mod gateway;
 mod history;
 mod measure;
 mod queue;
+mod waiting;
 
 use self::bounds::Bound;
 use self::clients::{Asked, Clients};
-use self::gateway::{Gateway, Held};
+use self::gateway::Gateway;
 use self::history::History;
 use self::measure::Measure;
+use self::waiting::Waiting;
 use self::queue::{Lane, Queue};
 use super::cache::ById;
 use super::engine::{Emitted, EngineRequest, SimEngine};
@@ -23,6 +25,7 @@ use super::workload::{Segment, Workload};
 use crate::clock::Now;
 use crate::config::PolicyConfig;
 use crate::id::ReplicaSlot;
+use crate::pipeline::Placement;
 use std::time::Duration;
 
 /// What chooses replicas.
@@ -145,6 +148,8 @@ enum Event {
     User,
     /// A call is made.
     Call { run: u32, call: u32 },
+    /// A request that is not placed yet looks again.
+    LookAgain { request: u32 },
     /// A request has been held at the gateway for long enough.
     HeldLongEnough { request: u32 },
     /// It reaches the engine's queue.
@@ -177,6 +182,8 @@ struct Live {
     slot: ReplicaSlot,
     first: Option<(Now, u32)>,
     placed: Option<gateway::Placed>,
+    /// It is not placed yet, and looks again then.
+    waiting: Option<(Placement, Now)>,
     dictated: Option<u32>,
 }
 
@@ -214,6 +221,7 @@ struct Run<'p> {
     emitted: Vec<Emitted>,
     /// Segments that some engine has computed.
     seen: ById<()>,
+    waiting: Waiting,
     measure: Measure,
     history: History,
     /// Prompts in the order of their arrival, for Bélády.
@@ -236,6 +244,7 @@ impl<'p> Run<'p> {
             spare: Vec::new(),
             emitted: Vec::new(),
             seen: ById::default(),
+            waiting: Waiting::default(),
             measure: Measure::new(plan),
             history: History::new(plan),
             order: Vec::new(),
@@ -300,6 +309,7 @@ impl<'p> Run<'p> {
                 self.call_all(first);
             }
             Event::Call { run, call } => self.arrive_at_gateway(run, call),
+            Event::LookAgain { request } => self.look_again(request),
             Event::HeldLongEnough { request } => {
                 if let Some(at) = self.gateway.let_go(request) {
                     self.send(at);
@@ -367,6 +377,7 @@ impl<'p> Run<'p> {
             slot: ReplicaSlot(0),
             first: None,
             placed: None,
+            waiting: None,
             dictated,
         };
         let request = self.spare.pop().unwrap_or_else(|| {
@@ -380,20 +391,8 @@ impl<'p> Run<'p> {
             self.live[place] = Some(Live { slot, ..live });
             return self.send(request);
         }
-        match self.gateway.place(request, &live, &self.engines, self.now) {
-            Some((slot, placed, held)) => {
-                self.history.placed(&live.prompt, slot.index(), &self.engines, self.now);
-                self.live[place] = Some(Live { slot, placed: Some(placed), ..live });
-                match held {
-                    Held::No => self.send(request),
-                    Held::Until(until) => self.at(until, Event::HeldLongEnough { request }),
-                }
-            }
-            None => {
-                self.live[place] = Some(live);
-                self.finished(request, false);
-            }
-        }
+        let placing = self.gateway.place(request, &live, &self.engines, self.now);
+        self.decided(request, live, placing);
     }
 
     /// The gateway forwards a request.
@@ -477,6 +476,7 @@ impl<'p> Run<'p> {
         for request in self.gateway.released(self.now) {
             self.send(request);
         }
+        self.freed();
     }
 
     fn finished(&mut self, request: u32, is_answered: bool) {

@@ -41,6 +41,7 @@ pub struct Metrics {
     duration: Histogram,
     inter_token: Histogram,
     prefix_wait: Histogram,
+    admission_wait: Histogram,
     prediction_error: Histogram,
     prompt_tokens: IntCounter,
     cached_tokens: IntCounter,
@@ -106,6 +107,11 @@ impl Metrics {
                 "Waits for a prefix that another request was having computed, before sending.",
                 &WAIT_BUCKETS,
             ),
+            admission_wait: histogram(
+                "emberlane_admission_wait_seconds",
+                "Waits of requests that were held back before a replica was found for them.",
+                &WAIT_BUCKETS,
+            ),
             prediction_error: histogram(
                 "emberlane_ttft_prediction_error_ratio",
                 "How far the predicted time to first token was off, as a share of the actual one.",
@@ -153,6 +159,7 @@ impl Metrics {
             duration: self.duration.clone(),
             inter_token: self.inter_token.clone(),
             prefix_wait: self.prefix_wait.clone(),
+            admission_wait: self.admission_wait.clone(),
             prediction_error: self.prediction_error.clone(),
             prompt_tokens: self.prompt_tokens.clone(),
             cached: self.cached_tokens.clone(),
@@ -198,6 +205,8 @@ pub struct ShardMetrics {
     pub inter_token: Histogram,
     /// Waits for a prefix under way.
     pub prefix_wait: Histogram,
+    /// Seconds that requests waited at the gateway before they were placed.
+    pub admission_wait: Histogram,
     prediction_error: Histogram,
     prompt_tokens: IntCounter,
     cached: IntCounter,

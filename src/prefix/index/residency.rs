@@ -103,6 +103,8 @@ struct Replica {
     /// Held while the clock is moved; nobody waits for it on the request path.
     moving: Mutex<()>,
     counts: [AtomicI32; RING as usize],
+    /// When each stamp was the present one first, milliseconds.
+    began_ms: [AtomicU32; RING as usize],
 }
 
 /// All replicas' clocks.
@@ -112,6 +114,8 @@ pub(super) struct Residency {
     windows: Box<[AtomicU64]>,
     replicas: Box<[Replica]>,
     capacity_max: u64,
+    /// The time, as it was told last, milliseconds.
+    now_ms: AtomicU32,
 }
 
 impl Residency {
@@ -132,12 +136,19 @@ impl Residency {
             progress: AtomicI64::new(0),
             moving: Mutex::new(()),
             counts: [const { AtomicI32::new(0) }; RING as usize],
+            began_ms: [const { AtomicU32::new(0) }; RING as usize],
         };
         Self {
             windows: (0..replicas_max).map(|_| AtomicU64::new(start.pack())).collect(),
             replicas: (0..replicas_max).map(|_| replica()).collect(),
             capacity_max,
+            now_ms: AtomicU32::new(0),
         }
+    }
+
+    /// It is `now_ms` milliseconds after some time that is always the same.
+    pub(super) fn set_now(&self, now_ms: u32) {
+        self.now_ms.store(now_ms, Relaxed);
     }
 
     pub(super) fn replicas_max(&self) -> usize {
@@ -241,6 +252,38 @@ impl Residency {
         (0..=window.span).map(|age| replica.held(window.clock.wrapping_sub(age))).sum()
     }
 
+    /// What new blocks would push out of `slot`: for each number of them in `sizes`, ascending, the share of as many blocks
+    /// that is pushed out and will be used again, where of blocks idle for so many milliseconds `again` are.
+    pub(super) fn pushed_out<const N: usize>(
+        &self,
+        slot: ReplicaSlot,
+        sizes: &[f32; N],
+        again: impl Fn(u32) -> f32,
+    ) -> [f32; N] {
+        let mut shares = [0.0; N];
+        let Some((window, replica)) = self.window(slot).zip(self.replicas.get(slot.index())) else { return shares };
+        let now_ms = self.now_ms.load(Relaxed);
+        let room = replica.capacity.load(Relaxed).saturating_sub(self.resident_blocks(slot));
+        let (mut gone, mut needed) = (lossy(room), 0.0);
+        // Those used longest ago go first: of each stamp so many are left.
+        let mut stamps = (0..=window.span).rev().map(|age| window.clock.wrapping_sub(age));
+        let (mut left, mut share) = (0.0, 0.0);
+        for (size, out) in sizes.iter().zip(&mut shares) {
+            while gone < *size {
+                if left <= 0.0 {
+                    let Some(stamp) = stamps.next() else { break };
+                    left = lossy(replica.held(stamp));
+                    share = again(now_ms.wrapping_sub(replica.began_ms(stamp).load(Relaxed)));
+                    continue;
+                }
+                let taken = (*size - gone).min(left);
+                (gone, left, needed) = (gone + taken, left - taken, needed + taken * share);
+            }
+            *out = needed / size.max(1.0);
+        }
+        shares
+    }
+
     /// Moves the clock of `slot` on, if it is due and nobody else is at it.
     #[cold]
     fn advance(&self, slot: ReplicaSlot, replica: &Replica) {
@@ -255,6 +298,7 @@ impl Residency {
         let step = clock.wrapping_sub(window.clock);
         for age in 0..step {
             replica.count(clock.wrapping_sub(age)).store(0, Relaxed);
+            replica.began_ms(clock.wrapping_sub(age)).store(self.now_ms.load(Relaxed), Relaxed);
         }
         let span_max = (window.span + step).min(RING - 1);
         word.store(replica.window(clock, span_max).pack(), Relaxed);
@@ -265,6 +309,11 @@ impl Replica {
     #[inline(always)]
     fn count(&self, stamp: u32) -> &AtomicI32 {
         &self.counts[(stamp % RING) as usize]
+    }
+
+    #[inline(always)]
+    fn began_ms(&self, stamp: u32) -> &AtomicU32 {
+        &self.began_ms[(stamp % RING) as usize]
     }
 
     fn held(&self, stamp: u32) -> u64 {
@@ -295,6 +344,11 @@ impl Replica {
         }
         span_max
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "good to 7 digits")]
+const fn lossy(blocks: u64) -> f32 {
+    blocks as f32
 }
 
 /// Progress a stamp takes for a replica of `capacity` blocks, `device` of them on the device: fine enough for the

@@ -23,6 +23,7 @@ use crate::prefix::memory::Said;
 use crate::prefix::pending::Awaited;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What all replicas serve, whatever they compute it with.
 const MODEL: &str = "m";
@@ -52,6 +53,21 @@ pub(super) struct Placed {
 pub(super) enum Held {
     No,
     Until(Now),
+}
+
+/// What the gateway has decided.
+#[derive(Debug)]
+pub(super) enum Placing {
+    /// It goes there, perhaps not at once.
+    Placed {
+        slot: ReplicaSlot,
+        placed: Box<Placed>,
+        held: Held,
+    },
+    /// It is not placed yet.
+    Waits(Placement),
+    /// It is refused.
+    Refused,
 }
 
 /// The production gateway.
@@ -126,14 +142,14 @@ impl Gateway {
         }
     }
 
-    /// Places a request: where, and whether it waits here first. `None`: it is refused.
+    /// Places a request, or has it wait.
     pub(super) fn place(
         &mut self,
         request: u32,
         live: &Live,
         engines: &[SimEngine],
         now: Now,
-    ) -> Option<(ReplicaSlot, Placed, Held)> {
+    ) -> Placing {
         let Self { chain, shared, snapshot, .. } = self;
         chain.clear();
         fingerprint(&live.prompt, chain);
@@ -152,12 +168,50 @@ impl Gateway {
         if let Some(exact) = &self.exact {
             exact.tell(&live.prompt, engines, self.decider.tell_depths());
         }
-        let placement = self.decider.decide_prompt(shared, snapshot, prompt, now).ok()?;
+        match self.decider.decide_prompt(shared, snapshot, prompt, now) {
+            Ok(placement) => self.decided(request, placement, live, now),
+            Err(_refused) => Placing::Refused,
+        }
+    }
+
+    /// A request that waits looks again.
+    pub(super) fn look_again(
+        &mut self,
+        request: u32,
+        mut placement: Placement,
+        live: &Live,
+        engines: &[SimEngine],
+        now: Now,
+    ) -> Placing {
+        if let Some(exact) = &self.exact {
+            exact.tell(&live.prompt, engines, self.decider.tell_depths());
+        }
+        match self.decider.look_again(&self.shared, &self.snapshot, &mut placement, now) {
+            Ok(()) => self.decided(request, placement, live, now),
+            Err(_refused) => self.give_up(placement),
+        }
+    }
+
+    /// A request has waited for too long.
+    pub(super) fn give_up(&mut self, placement: Placement) -> Placing {
+        self.decider.recycle(placement);
+        Placing::Refused
+    }
+
+    /// How long a request waits at most.
+    pub(super) const fn wait_max(&self) -> Duration {
+        self.snapshot.config.timeouts.wait
+    }
+
+    fn decided(&mut self, request: u32, placement: Placement, live: &Live, now: Now) -> Placing {
+        if placement.hold().is_some() {
+            return Placing::Waits(placement);
+        }
         let slot = placement.decision.chosen.slot;
         if let Some(exact) = &mut self.exact {
             exact.sent(slot, live);
         }
-        let mut underway = Underway::begin(shared, snapshot, &placement, now);
+        let mut underway = Underway::begin(&self.shared, &self.snapshot, &placement, now);
         let awaited = underway.take_awaited();
         let placed = Placed { placement, underway, sent_at: now, tokens_ahead: 0, first_at: None };
         let held = match awaited {
@@ -168,7 +222,7 @@ impl Gateway {
             }
             None => Held::No,
         };
-        Some((slot, placed, held))
+        Placing::Placed { slot, placed: Box::new(placed), held }
     }
 
     /// The request has been held for long enough; itself, unless it was let go before.
