@@ -36,6 +36,16 @@ use crate::clock::Now;
 use crate::config::{PolicyConfig, PolicyName};
 use crate::id::ReplicaSlot;
 
+/// Who waits for a replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Turn {
+    /// Nobody, or nobody for longer than this request.
+    #[default]
+    Own,
+    /// Others, who have for longer.
+    Others,
+}
+
 /// What this core knows now of each candidate, as columns of equal length.
 #[derive(Debug, Default)]
 pub struct View {
@@ -81,8 +91,6 @@ pub struct View {
     pub pushed_out: PushedOut,
     /// Of all in [`Self::in_flight`], as of the last [`Self::total`] or kept up since.
     pub in_flight_sum: f64,
-    /// The most in [`Self::resident_blocks`], likewise.
-    pub resident_blocks_most: f32,
     /// Places whose `warm_tokens` or `prefix_wait_s` may not be zero.
     pub warm: Vec<u16>,
     /// Places whose `eviction_s` is not zero.
@@ -97,8 +105,8 @@ pub struct View {
     pub prompt_tokens: f32,
     /// The request was placed before, and failed there.
     pub is_retry: bool,
-    /// Others wait for a replica, and have done so for longer.
-    pub is_behind: bool,
+    /// Whose turn it is.
+    pub turn: Turn,
     /// Equal for requests that should stay together (session, else first block).
     pub affinity_key: u64,
     /// The time of the decision.
@@ -182,10 +190,9 @@ impl View {
         }
     }
 
-    /// Sets the sum and the most from their columns.
+    /// Sets the sum from its column.
     pub fn total(&mut self) {
         self.in_flight_sum = self.in_flight.iter().copied().map(f64::from).sum();
-        self.resident_blocks_most = column::most(&self.resident_blocks, 0.0);
     }
 
     fn columns(&self) -> [&[f32]; 17] {

@@ -12,6 +12,44 @@ use std::sync::atomic::Ordering::Relaxed;
 /// Name, help and reader of a gauge with one value a replica.
 type Column = (&'static str, &'static str, fn(&Core, &Replica) -> f64);
 
+/// What is known of each replica.
+const COLUMNS: [Column; 10] = [
+    ("emberlane_replica_in_flight", "Requests the gateway has in flight there.", |core, replica| {
+        f64::from(core.shared.load.in_flight(replica.slot))
+    }),
+    ("emberlane_replica_prefill_tokens", "Uncached prompt tokens waiting for prefill there.", |core, replica| {
+        core.shared.load.prefill_tokens(replica.slot) as f64
+    }),
+    ("emberlane_replica_resident_blocks", "Prefix blocks it is believed to hold.", |core, replica| {
+        core.shared.index.resident_blocks(replica.slot) as f64
+    }),
+    ("emberlane_replica_prefill_seconds_per_token", "Price of an uncached prompt token.", |core, replica| {
+        f64::from(core.shared.rates.rates(replica.slot).prefill_s_per_token)
+    }),
+    ("emberlane_replica_decode_seconds_per_token", "Learned time of an output token.", |core, replica| {
+        f64::from(core.shared.rates.rates(replica.slot).decode_s_per_token)
+    }),
+    ("emberlane_replica_capacity_blocks", "Prefix blocks it is taken to hold, learned.", |core, replica| {
+        f64::from(core.shared.memory.learned(replica.slot).blocks)
+    }),
+    ("emberlane_replica_capacity_factor", "The same over what is configured, said or assumed.", |core, replica| {
+        f64::from(core.shared.memory.learned(replica.slot).factor)
+    }),
+    (
+        "emberlane_replica_predicted_cached_share",
+        "Share of the last prompts' tokens that was predicted to be in its cache.",
+        |core, replica| f64::from(core.shared.memory.learned(replica.slot).predicted_share),
+    ),
+    (
+        "emberlane_replica_cached_share",
+        "Share of the same prompts' tokens that it found there, as it said.",
+        |core, replica| f64::from(core.shared.memory.learned(replica.slot).cached_share),
+    ),
+    ("emberlane_replica_samples", "Answers behind its price.", |core, replica| {
+        f64::from(core.shared.rates.samples(replica.slot))
+    }),
+];
+
 /// What is read when asked: columns, index, process.
 pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<Vec<prometheus::proto::MetricFamily>> {
     let registry = Registry::new();
@@ -42,43 +80,7 @@ pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<V
     let state =
         IntGaugeVec::new(Opts::new("emberlane_replica_state", "1 for the state it is in."), &["replica", "state"])?;
     registry.register(Box::new(state.clone()))?;
-    let columns: [Column; 10] = [
-        ("emberlane_replica_in_flight", "Requests the gateway has in flight there.", |core, replica| {
-            f64::from(core.shared.load.in_flight(replica.slot))
-        }),
-        ("emberlane_replica_prefill_tokens", "Uncached prompt tokens waiting for prefill there.", |core, replica| {
-            core.shared.load.prefill_tokens(replica.slot) as f64
-        }),
-        ("emberlane_replica_resident_blocks", "Prefix blocks it is believed to hold.", |core, replica| {
-            core.shared.index.resident_blocks(replica.slot) as f64
-        }),
-        ("emberlane_replica_prefill_seconds_per_token", "Price of an uncached prompt token.", |core, replica| {
-            f64::from(core.shared.rates.rates(replica.slot).prefill_s_per_token)
-        }),
-        ("emberlane_replica_decode_seconds_per_token", "Learned time of an output token.", |core, replica| {
-            f64::from(core.shared.rates.rates(replica.slot).decode_s_per_token)
-        }),
-        ("emberlane_replica_capacity_blocks", "Prefix blocks it is taken to hold, learned.", |core, replica| {
-            f64::from(core.shared.memory.learned(replica.slot).blocks)
-        }),
-        ("emberlane_replica_capacity_factor", "The same over what is configured, said or assumed.", |core, replica| {
-            f64::from(core.shared.memory.learned(replica.slot).factor)
-        }),
-        (
-            "emberlane_replica_predicted_cached_share",
-            "Share of the last prompts' tokens that was predicted to be in its cache.",
-            |core, replica| f64::from(core.shared.memory.learned(replica.slot).predicted_share),
-        ),
-        (
-            "emberlane_replica_cached_share",
-            "Share of the same prompts' tokens that it found there, as it said.",
-            |core, replica| f64::from(core.shared.memory.learned(replica.slot).cached_share),
-        ),
-        ("emberlane_replica_samples", "Answers behind its price.", |core, replica| {
-            f64::from(core.shared.rates.samples(replica.slot))
-        }),
-    ];
-    for (name, help, read) in columns {
+    for (name, help, read) in COLUMNS {
         let family = gauge(name, help, &["replica"])?;
         for replica in &snapshot.fleet.replicas {
             family.with_label_values(&[&replica.config.id]).set(read(core, replica));
@@ -91,17 +93,35 @@ pub(super) fn read(core: &Core, reports: &ReportColumns) -> prometheus::Result<V
     }
     read_heard(&registry, &snapshot, reports, core.clock.now())?;
     show_receivers(&registry, core)?;
-    let ratio = gauge("emberlane_model_bytes_per_token", "Prompt bytes to a token, learned.", &["model"])?;
-    let waiting = gauge("emberlane_waiting_requests", "Requests that wait for a replica.", &["model"])?;
-    for pool in &snapshot.fleet.pools {
-        #[expect(clippy::cast_precision_loss, reason = "at most a million")]
-        waiting.with_label_values(&[&pool.model]).set(core.shared.room.len(pool.id) as f64);
-        if let Some(traits) = snapshot.traits.get(pool.id) {
-            ratio.with_label_values(&[&pool.model]).set(traits.ratio.bytes_per_token());
-        }
-    }
+    show_pools(&registry, core, &snapshot)?;
     single("emberlane_stopping", "1 once the process is stopping.", f64::from(u8::from(core.stopping.load(Relaxed))))?;
     Ok(registry.gather())
+}
+
+/// What is known of each model's prompts, and who waits for it.
+fn show_pools(registry: &Registry, core: &Core, snapshot: &Snapshot) -> prometheus::Result<()> {
+    let gauge = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<GaugeVec> {
+        let family = GaugeVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    };
+    let ratio = gauge("emberlane_model_bytes_per_token", "Prompt bytes to a token, learned.", &["model"])?;
+    let waiting = gauge("emberlane_waiting_requests", "Requests that wait for a replica.", &["model"])?;
+    let again = gauge(
+        "emberlane_model_reuse_share",
+        "Share of the prompt blocks that have been idle for so many seconds which are used again, learned.",
+        &["model", "idle"],
+    )?;
+    for pool in &snapshot.fleet.pools {
+        waiting.with_label_values(&[&pool.model]).set(core.shared.room.len(pool.id) as f64);
+        let Some(traits) = snapshot.traits.get(pool.id) else { continue };
+        ratio.with_label_values(&[&pool.model]).set(traits.ratio.bytes_per_token());
+        for (idle_ms, share) in traits.reuse.curve().step_by(4) {
+            let idle = format!("{}", f64::from(idle_ms) / 1e3);
+            again.with_label_values(&[pool.model.as_str(), idle.as_str()]).set(f64::from(share));
+        }
+    }
+    Ok(())
 }
 
 fn show_receivers(registry: &Registry, core: &Core) -> prometheus::Result<()> {

@@ -149,7 +149,7 @@ impl Candidates {
         }
         let (view, tried) = (&mut kept.view, placement.tried());
         view.is_retry = !tried.is_empty();
-        view.is_behind = hold::is_behind(shared, placement);
+        view.turn = hold::turn(shared, placement);
         view.barred.clear();
         if tried.is_empty() && shared.health.is_all_plain(now) {
             return Seen { view, candidates: view.len(), side: None };
@@ -163,7 +163,7 @@ impl Candidates {
         *shown = Shown::Admitted;
         admitted.clear();
         (admitted.prompt_tokens, admitted.affinity_key) = (view.prompt_tokens, view.affinity_key);
-        (admitted.is_retry, admitted.is_behind, admitted.now) = (view.is_retry, view.is_behind, view.now);
+        (admitted.is_retry, admitted.turn, admitted.now) = (view.is_retry, view.turn, view.now);
         let mut barred = view.barred.iter().peekable();
         for place in 0..view.len() {
             if barred.next_if(|barred| usize::from(**barred) == place).is_none() {
@@ -379,7 +379,6 @@ impl PoolView {
             self.settle(self.next, known);
             self.next = if self.next + 1 < members { self.next + 1 } else { 0 };
             if self.next == 0 {
-                // The most may have become less.
                 self.view.total();
             }
         }
@@ -424,7 +423,6 @@ fn read_slow(view: &mut View, place: usize, pool: PoolId, known: Known<'_>) {
 fn read_cache(view: &mut View, place: usize, (shared, snapshot, pool): (&Shared, &Snapshot, PoolId)) {
     let slot = view.slots[place];
     view.resident_blocks[place] = shared.index.resident_blocks(slot) as f32;
-    view.resident_blocks_most = view.resident_blocks_most.max(view.resident_blocks[place]);
     if let Some(traits) = snapshot.traits.get(pool).filter(|_| snapshot.policy.is_priced()) {
         let block_tokens = snapshot.traits.tokens(pool, BLOCK_BYTES);
         let sizes = PushedOut::sizes().map(|tokens| tokens / block_tokens);

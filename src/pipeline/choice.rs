@@ -97,6 +97,8 @@ pub struct Choice {
     pub eviction_s: f32,
     /// Expected seconds of the prompt's own prefill there, restoring what is in host memory included.
     pub prefill_s: f32,
+    /// Expected seconds to compute again what the prompt pushes out of its cache and somebody will ask for.
+    pub pushed_out_s: f32,
     /// Times predicted from what was learned of it.
     pub predicted: Prediction,
     prompt_tokens: f32,
@@ -132,7 +134,7 @@ pub struct Decision {
     pub prompt_bytes: u32,
     /// Tokens of the prompt, estimated from its bytes.
     pub prompt_tokens: f32,
-    /// Seconds it was held back before, for a slot that costs less.
+    /// Seconds it was held back before, for a place that costs others less.
     pub held_s: f32,
     /// Replicas that could take it.
     pub candidates: u16,
@@ -181,6 +183,7 @@ impl Decision {
                 evicted_tokens: 0.0,
                 eviction_s: 0.0,
                 prefill_s: 0.0,
+                pushed_out_s: 0.0,
                 predicted: Prediction::default(),
                 prompt_tokens,
             },
@@ -237,11 +240,16 @@ impl Decision {
             } else {
                 String::new()
             };
-            format!("{} {held}{busy}{price}{lost}", name(choice.slot))
+            let pushed = if self.priced && choice.pushed_out_s >= 5e-5 {
+                format!(", pushing out what takes {:.1} ms to compute again", choice.pushed_out_s * 1e3)
+            } else {
+                String::new()
+            };
+            format!("{} {held}{busy}{price}{lost}{pushed}", name(choice.slot))
         };
         let mut text = one(&self.chosen);
         if self.held_s > 0.0 {
-            text.push_str(&format!("; held back {:.1} ms for a slot that costs less", self.held_s * 1e3));
+            text.push_str(&format!("; waited {:.1} ms at the gateway for a place that costs others less", self.held_s * 1e3));
         }
         if self.reason == Reason::WarmUp {
             text.push_str("; cold everywhere, and it warms up: its share of such requests");
@@ -371,6 +379,7 @@ fn one(seen: Seen<'_>, costs: &[f32], place: usize, known: Known<'_>) -> Choice 
         prefill_s: view.base_s[place]
             + crate::policy::restore_s(view, place)
             + view.latency.prefill_s(place, uncached, warm),
+        pushed_out_s: view.latency.prefill_s(place, uncached, warm) * view.pushed_out.share(place, uncached),
         predicted: view.latency.predict(place, view.prompt_tokens, view.warm_tokens[place]),
         prompt_tokens: view.prompt_tokens,
     }

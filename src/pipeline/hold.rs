@@ -3,7 +3,7 @@
 use super::candidates::Known;
 use super::{Decider, Placement, Shared, Snapshot};
 use crate::clock::Now;
-use crate::policy::View;
+use crate::policy::{Turn, View};
 use crate::reject::Reject;
 use std::time::Duration;
 
@@ -31,15 +31,16 @@ pub(super) fn in_line(known: Known<'_>, view: &View, place: usize, placement: &P
     if placement.attempts > 1 || !known.snapshot.policy.waits(view, place) {
         return None;
     }
-    Some(Hold::Line { again: (!view.is_behind).then(|| known.now.plus(LOOK_AGAIN)) })
+    Some(Hold::Line { again: (view.turn == Turn::Own).then(|| known.now.plus(LOOK_AGAIN)) })
 }
 
-/// Others are in line before this request.
-pub(super) fn is_behind(shared: &Shared, placement: &Placement) -> bool {
-    match &placement.ticket {
-        Some(ticket) => !ticket.is_first(),
-        None => !shared.room.is_empty(placement.decision.pool),
-    }
+/// Whose turn it is to be placed.
+pub(super) fn turn(shared: &Shared, placement: &Placement) -> Turn {
+    let is_own = match &placement.ticket {
+        Some(ticket) => ticket.is_first(),
+        None => shared.room.is_empty(placement.decision.pool),
+    };
+    if is_own { Turn::Own } else { Turn::Others }
 }
 
 /// Takes a place in line for a request that is to have one, and gives it up for one that is placed.

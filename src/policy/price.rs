@@ -19,7 +19,7 @@
 //! needed: fewer conversations are under way then, and those have their caches. How many that should be is a matter of what
 //! is wanted; `ttft_p90` says it, and the limit follows.
 
-use super::{Policy, View};
+use super::{Policy, Turn, View};
 use crate::config::PolicyConfig;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -108,7 +108,7 @@ impl Policy for Price {
             return false;
         }
         let needed = view.pushed_out.share(place, uncached);
-        let is_busy = view.is_behind || view.latency.ahead_s(place) > BUSY_LEAST_S;
+        let is_busy = view.turn == Turn::Others || view.latency.ahead_s(place) > BUSY_LEAST_S;
         needed > self.limit() || is_busy && needed > NEEDED_LEAST
     }
 

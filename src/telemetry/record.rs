@@ -140,6 +140,7 @@ pub fn decision_json(decision: &Decision, snapshot: &Snapshot) -> Value {
             "tpot_p90_ms": round(choice.predicted.tpot_p90_s * 1e3, 3),
             "warm_tokens": round(choice.warm_tokens, 0),
             "restore_tokens": round(choice.restore_tokens, 0),
+            "pushed_out_ms": round(choice.pushed_out_s * 1e3, 3),
             "evicted_tokens": round(choice.evicted_tokens, 0),
             "eviction_ms": round(choice.eviction_s * 1e3, 3),
             "in_flight": choice.in_flight,

@@ -264,22 +264,23 @@ impl Residency {
         let Some((window, replica)) = self.window(slot).zip(self.replicas.get(slot.index())) else { return shares };
         let now_ms = self.now_ms.load(Relaxed);
         let room = replica.capacity.load(Relaxed).saturating_sub(self.resident_blocks(slot));
-        let (mut gone, mut needed) = (lossy(room), 0.0);
-        // Those used longest ago go first: of each stamp so many are left.
-        let mut stamps = (0..=window.span).rev().map(|age| window.clock.wrapping_sub(age));
-        let (mut left, mut share) = (0.0, 0.0);
+        // Those used longest ago go first, each stamp's blocks at once; what there is room for pushes out nothing.
+        let stamps = (0..=window.span).rev().map(|age| window.clock.wrapping_sub(age));
+        let used = stamps.map(|stamp| {
+            let idle_ms = now_ms.wrapping_sub(replica.began_ms(stamp).load(Relaxed));
+            (lossy(replica.held(stamp)), again(idle_ms))
+        });
+        let mut going = std::iter::once((lossy(room), 0.0)).chain(used);
+        let (mut gone, mut needed, mut left, mut share) = (0.0, 0.0, 0.0, 0.0);
         for (size, out) in sizes.iter().zip(&mut shares) {
-            while gone < *size {
-                if left <= 0.0 {
-                    let Some(stamp) = stamps.next() else { break };
-                    left = lossy(replica.held(stamp));
-                    share = again(now_ms.wrapping_sub(replica.began_ms(stamp).load(Relaxed)));
-                    continue;
+            while gone + left < *size {
+                (gone, needed) = (gone + left, needed + left * share);
+                match going.next() {
+                    Some(next) => (left, share) = next,
+                    None => (left, share) = (f32::INFINITY, 0.0),
                 }
-                let taken = (*size - gone).min(left);
-                (gone, left, needed) = (gone + taken, left - taken, needed + taken * share);
             }
-            *out = needed / size.max(1.0);
+            *out = (needed + (*size - gone) * share) / size.max(1.0);
         }
         shares
     }
