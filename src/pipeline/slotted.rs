@@ -276,3 +276,6 @@ pub(super) fn slots_of(snapshot: &Snapshot, slot: ReplicaSlot) -> Option<u32> {
 const fn lossy(count: usize) -> f32 {
     count as f32
 }
+
+#[cfg(test)]
+mod tests;

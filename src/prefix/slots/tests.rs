@@ -180,6 +180,10 @@ fn what_a_server_did_not_take_leaves_its_slot_as_it_was() {
     let (_, cut) = bench.send(A, &talk(1, 30));
     drop(cut);
     assert_eq!(bench.peek(A, &talk(1, 30)).blocks, 10, "what it had computed of the rest is not known");
+    let (_, mut late) = bench.send(A, &talk(1, 30));
+    late.computed();
+    drop(late);
+    assert_eq!(bench.peek(A, &talk(1, 30)).blocks, 30, "it was answering");
 }
 
 #[test]
