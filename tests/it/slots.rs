@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use emberlane::clock::Now;
 use emberlane::id::{BlockHash, DecisionId, ReplicaSlot};
-use emberlane::prefix::slots::{Asked, Ending, SlotBooks, Stay};
+use emberlane::prefix::slots::{Asked, Ending, Head, SlotBooks, Stay};
 use emberlane::sim::slots::SlotCache;
 use emberlane::sim::workload::Segment;
 
@@ -37,7 +37,8 @@ impl Talk {
 
     fn asked(&self, id: u64) -> Asked<'_> {
         let tokens = f64::from(self.blocks() * BLOCK_TOKENS) as f32;
-        Asked { id: DecisionId(id), chain: &self.chain, bytes: self.blocks() * 256, tokens, session: None }
+        let bytes = self.blocks() * 256;
+        Asked { id: DecisionId(id), chain: &self.chain, head: Head::default(), bytes, tokens, session: None }
     }
 }
 

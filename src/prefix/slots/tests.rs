@@ -26,7 +26,8 @@ fn talk(number: u64, blocks: u64) -> Vec<u64> {
 
 fn asked(id: u64, chain: &[BlockHash]) -> Asked<'_> {
     let blocks = u32::try_from(chain.len()).unwrap();
-    Asked { id: DecisionId(id), chain, bytes: blocks * 256, tokens: 64.0 * lossy(blocks), session: None }
+    let (bytes, tokens) = (blocks * 256, 64.0 * lossy(blocks));
+    Asked { id: DecisionId(id), chain, head: Head::default(), bytes, tokens, session: None }
 }
 
 impl Bench {
@@ -254,7 +255,8 @@ fn a_request_that_found_what_another_slot_holds_was_given_that_one() {
     bench.run(A, &talk(2, 10));
     // So long that what it shares seems too little for its slot.
     let (id, prompt) = (DecisionId(50), chain(&talk(2, 12)));
-    let mut stay = bench.books.admit(A, &Asked { bytes: 99_999, ..asked(id.0, &prompt) }, bench.now).unwrap();
+    let long = Asked { bytes: 99_999, tokens: 25_000.0, ..asked(id.0, &prompt) };
+    let mut stay = bench.books.admit(A, &long, bench.now).unwrap();
     stay.end(Ending::Whole, bench.now);
     assert_eq!([bench.peek(A, &talk(1, 12)).blocks, bench.peek(A, &talk(2, 14)).blocks], [0, 12]);
     assert_eq!(bench.peek(A, &talk(2, 14)).slot, Some(1));
