@@ -56,7 +56,8 @@ impl Talk {
     }
 
     fn asked(&self, id: u64) -> Asked<'_> {
-        let (bytes, tokens) = (self.tokens() * TOKEN_BYTES, f64::from(self.tokens()) as f32);
+        let bytes = self.tokens() * TOKEN_BYTES;
+        let tokens = f32::from(u16::try_from(self.tokens()).unwrap());
         Asked { id: DecisionId(id), chain: &self.chain, head: self.head, bytes, tokens, session: None }
     }
 }

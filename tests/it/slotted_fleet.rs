@@ -29,7 +29,7 @@ const SERVERS: usize = 4;
 /// Tokens of one slot.
 const SLOT_TOKENS: u32 = 4096;
 /// Tokens and seconds of the trace to one of ours.
-const SCALE: f64 = 40.0;
+const SCALE: u32 = 40;
 const TIME_SCALE: f64 = 20.0;
 const TURNS: usize = 20;
 /// Sessions that each user has, on average.
@@ -51,7 +51,7 @@ struct Call {
 /// A session as it is asked, if it fits; each segment is a message of words that follow from its id, the first of them the
 /// same for all.
 fn session(number: usize, script: &Script, system_tokens: u32) -> Option<Vec<Call>> {
-    let scaled = |tokens: u32| ((f64::from(tokens) / SCALE).round() as u32).max(3);
+    let scaled = |tokens: u32| ((tokens + SCALE / 2) / SCALE).max(3);
     let salt = (number as u64) << 40;
     let calls = script.calls.iter().take(TURNS).map(|call| {
         let mut segments: Vec<Segment> =
