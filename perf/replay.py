@@ -474,8 +474,8 @@ def main():
         for load in arguments.loads:
             by_load[load] = rounds(arguments, words, load, directory)
             print(f"\n{load_words(arguments, load)}\n\n{table(by_load[load])}\n\n{pairs(by_load[load])}", flush=True)
-    if arguments.record:
-        print(f"\nrecorded in {os.path.relpath(record(arguments, by_load))}")
+            if arguments.record:
+                print(f"\nrecorded in {os.path.relpath(record(arguments, by_load))}", flush=True)
 
 
 def rounds(arguments, words, load, directory):

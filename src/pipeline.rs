@@ -42,6 +42,7 @@ use crate::parse::{Api, ParseLimits, Parser, Request};
 use crate::policy::{pick, slo};
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::index::{Trail, WarmDepths};
+use crate::prefix::slots::Head;
 use crate::reject::{BodyFault, Reject};
 use std::ops::Range;
 use std::sync::Arc;
@@ -92,6 +93,7 @@ pub struct Prompt<'p> {
 struct Key {
     affinity_key: u64,
     session: Option<u64>,
+    head: Head,
     wish: Wish,
 }
 
@@ -120,6 +122,8 @@ pub struct Placement {
     features: Features,
     /// Its conversation, where the request says which.
     session: Option<u64>,
+    /// How the prompt begins, where any replica keeps prompts in slots.
+    head: Head,
     /// It is to be held back, and was not placed.
     hold: Option<Hold>,
     /// Its place in line, as long as it has one.
@@ -153,6 +157,7 @@ impl Placement {
             placed_at: decision.at,
             features: Features::default(),
             session: None,
+            head: Head::default(),
             hold: None,
             ticket: None,
             held_blocks: 0,
@@ -332,7 +337,7 @@ impl Decider {
         self.chain.clear();
         self.chain.extend_from_slice(chain);
         self.transcript.close();
-        let key = Key { affinity_key, session: None, wish: Wish::default() };
+        let key = Key { affinity_key, session: None, head: Head::default(), wish: Wish::default() };
         let mut placement = self.place(shared, snapshot, Some(api), pool, key, bytes, now)?;
         placement.stream = true;
         placement.output_tokens_max = output_tokens_max;
@@ -358,12 +363,18 @@ impl Decider {
         let pool = pool_of(snapshot, &request)?;
         self.transcript.close();
         let open = snapshot.config.index.outputs.then_some(&mut self.transcript);
-        let (affinity_key, session) = fingerprint(shared, pool, &request, hints, &mut self.chain, open);
+        let Fingerprint { root, affinity_key, session } =
+            fingerprint(shared, pool, &request, hints, &mut self.chain, open);
+        let head = if snapshot.is_slotted() {
+            Head::of(&shared.hasher, root, request.prompt.bytes())
+        } else {
+            Head::default()
+        };
         let prompt_bytes = request.prompt.bytes().len();
         let (stream, output_tokens_max, model_span) =
             (request.stream, request.output_tokens_max, request.model_span.clone());
         let pool = pool.id;
-        let key = Key { affinity_key, session, wish: hints.wish };
+        let key = Key { affinity_key, session, head, wish: hints.wish };
         let mut placement = self.place(shared, snapshot, Some(api), pool, key, prompt_bytes, now)?;
         placement.stream = stream;
         placement.output_tokens_max = output_tokens_max;
@@ -379,7 +390,7 @@ impl Decider {
         snapshot: &Snapshot,
         api: Option<Api>,
         pool: PoolId,
-        Key { affinity_key, session, wish }: Key,
+        Key { affinity_key, session, head, wish }: Key,
         prompt_bytes: usize,
         now: Now,
     ) -> Result<Placement, Reject> {
@@ -392,7 +403,7 @@ impl Decider {
         if api.is_some_and(Api::leaves_cache) {
             placement.wish = wish;
         }
-        placement.session = session;
+        (placement.session, placement.head) = (session, head);
         let chain = std::mem::take(&mut self.chain);
         let picked = self.price_and_pick(shared, snapshot, &chain, &mut placement, now);
         if let Err(reject) = picked {
@@ -416,7 +427,7 @@ impl Decider {
         self.chain.clear();
         self.transcript.close();
         let affinity_key = self.rng.u64(..);
-        let key = Key { affinity_key, session: None, wish: Wish::default() };
+        let key = Key { affinity_key, session: None, head: Head::default(), wish: Wish::default() };
         self.place(shared, snapshot, None, pool.id, key, 0, now)
     }
 
@@ -517,8 +528,16 @@ fn pool_by_id(snapshot: &Snapshot, pool: PoolId) -> Option<&Pool> {
     snapshot.fleet.pools.get(usize::from(pool.0))
 }
 
-/// Hashes the prompt into `chain`, and returns the key that keeps a session together, and the same if it is one of a session
-/// that was named.
+/// Where a prompt's chain starts, and who it is of.
+struct Fingerprint {
+    root: u64,
+    /// Keeps a session together.
+    affinity_key: u64,
+    /// The same, if the session was named.
+    session: Option<u64>,
+}
+
+/// Hashes the prompt into `chain`.
 ///
 /// The first hash takes in all that separates caches: the model, the adapter, the salt, and whether the prompt is text or
 /// token ids. Requests that leave nothing reusable (token counts) have no chain. Where a next turn can go on from what is
@@ -530,7 +549,7 @@ fn fingerprint(
     hints: Hints<'_>,
     chain: &mut Vec<BlockHash>,
     transcript: Option<&mut Transcript>,
-) -> (u64, Option<u64>) {
+) -> Fingerprint {
     let model = if pool.is_wildcard() { request.model.unwrap_or_default() } else { &pool.model };
     let kind: &[u8] = match request.prompt {
         crate::parse::Prompt::Text(_) => b"text",
@@ -553,13 +572,13 @@ fn fingerprint(
     }
     if let Some(session) = hints.session.or(request.session) {
         let key = shared.hasher.root(&[b"session", session.as_bytes()]);
-        return (key, Some(key));
+        return Fingerprint { root, affinity_key: key, session: Some(key) };
     }
-    let key = match chain.first() {
+    let affinity_key = match chain.first() {
         Some(first) => first.0,
         None => shared.hasher.root(&[b"prompt", prompt.get(..BLOCK_BYTES).unwrap_or(prompt)]),
     };
-    (key, None)
+    Fingerprint { root, affinity_key, session: None }
 }
 
 #[cfg(test)]

@@ -397,6 +397,7 @@ pub struct Snapshot {
     /// What was learned of prompts, by pool.
     pub traits: PoolTraits,
     limits: Vec<Limits>,
+    is_slotted: bool,
     generation: u64,
 }
 
@@ -407,7 +408,8 @@ impl Snapshot {
         let traits = traits.rebuilt(&fleet);
         let policy = policy::build(&config.policy);
         let generation = GENERATION.fetch_add(1, Relaxed);
-        let mut snapshot = Self { config, fleet, policy, traits, limits: Vec::new(), generation };
+        let is_slotted = fleet.replicas.iter().any(|replica| replica.engine == Engine::LlamaCpp);
+        let mut snapshot = Self { config, fleet, policy, traits, limits: Vec::new(), is_slotted, generation };
         let last = snapshot.fleet.replicas.iter().map(|replica| replica.slot.index() + 1).max().unwrap_or(0);
         snapshot.limits = (0..last).filter_map(ReplicaSlot::from_index).map(|slot| snapshot.limits_of(slot)).collect();
         snapshot
@@ -417,6 +419,12 @@ impl Snapshot {
     #[must_use]
     pub const fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// True when any replica keeps prompts in slots.
+    #[must_use]
+    pub const fn is_slotted(&self) -> bool {
+        self.is_slotted
     }
 
     /// Limits of `slot`.

@@ -67,6 +67,7 @@ fn asked<'a>(placement: &Placement, chain: &'a [BlockHash]) -> Asked<'a> {
     Asked {
         id: placement.decision.id,
         chain,
+        head: placement.head,
         bytes: placement.decision.prompt_bytes,
         tokens: placement.decision.prompt_tokens,
         session: placement.session,
@@ -209,7 +210,7 @@ impl Prompt<'_> {
     fn by_book(&self, view: &mut View, place: u16, prospect: &Prospect) -> (usize, Loss) {
         let at = usize::from(place);
         (view.restore_tokens[at], view.prefix_wait_s[at]) = (0.0, 0.0);
-        let mut chosen = (prospect.blocks, prospect.loss);
+        let mut chosen = (prospect.blocks, prospect.bytes, prospect.loss);
         if let Some((blocks, loss)) = prospect.busy {
             let each_s = view.prefill_s_per_token[at];
             let spared = prospect.loss.tokens * prospect.loss.likely - loss.tokens * loss.likely;
@@ -217,12 +218,13 @@ impl Prompt<'_> {
             let wait_s = self.wait_s(view, at, blocks, saved_s, 1);
             if wait_s < saved_s * BUSY_SLOT_PATIENCE {
                 (view.prefix_wait_s[at], view.is_awaited) = (wait_s, true);
-                chosen = (blocks, loss);
+                chosen = (blocks, blocks * BLOCK_BYTES, loss);
             }
         }
-        let (blocks, loss) = chosen;
-        view.warm_tokens[at] = (lossy(blocks) * self.block_tokens).min((view.prompt_tokens - 1.0).max(0.0));
-        if blocks > 0 && !view.warm.contains(&place) {
+        let (blocks, bytes, loss) = chosen;
+        let tokens = lossy(bytes) / BLOCK_BYTES as f32 * self.block_tokens;
+        view.warm_tokens[at] = tokens.min((view.prompt_tokens - 1.0).max(0.0));
+        if bytes > 0 && !view.warm.contains(&place) {
             view.warm.push(place);
         }
         evict(view, place, &Prospect { loss, ..*prospect });
@@ -268,3 +270,6 @@ pub(super) fn slots_of(snapshot: &Snapshot, slot: ReplicaSlot) -> Option<u32> {
 const fn lossy(count: usize) -> f32 {
     count as f32
 }
+
+#[cfg(test)]
+mod tests;

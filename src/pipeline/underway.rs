@@ -149,6 +149,9 @@ impl Underway {
         if let Some(flight) = &mut self.flight {
             flight.prefilled();
         }
+        if let Some(stay) = &mut self.stay {
+            stay.computed();
+        }
         self.is_over = true;
         self.prefilled_by = None;
         if !self.is_slotted {

@@ -14,12 +14,14 @@
 //! bounded number of chains: one a slot, one that each slot held before, and those of the server's own queue.
 
 mod book;
+mod head;
 mod pauses;
 mod stay;
 #[cfg(test)]
 mod tests;
 
 pub use book::{Asked, Loss, Prospect};
+pub use head::Head;
 pub use stay::{Ending, Stay};
 
 use crate::clock::Now;
@@ -250,8 +252,11 @@ impl SlotBooks {
         let lead = cell.open(|kept| {
             let granted = kept.book.granted(id)?;
             kept.book.weigh(id, prompt_tokens + found.output_tokens);
+            if granted.is_used && granted.bytes == 0 {
+                kept.book.learn_preamble(cached_tokens);
+            }
             #[expect(clippy::cast_precision_loss, reason = "good to 7 digits")]
-            let said = (granted as f32 * tokens_per_block).min(prompt_tokens);
+            let said = (granted.bytes as f32 / BLOCK_BYTES as f32 * tokens_per_block).min(prompt_tokens);
             let (book, index) = (off(said), off(found.indexed_tokens));
             if book > TELLING {
                 let slack = whole(TELLING * prompt_tokens / tokens_per_block) + 1;

@@ -198,9 +198,14 @@ impl Exchange<'_> {
             () = too_long => Some(Waited::No),
             _left = self.session.read_body_or_idle(true) => None,
         };
-        self.held_s += self.shard.core.clock.now().seconds_since(before);
-        self.shard.metrics.prefix_wait.observe(self.held_s);
+        self.held_since(before);
         waited
+    }
+
+    fn held_since(&mut self, before: Now) {
+        let held_s = self.shard.core.clock.now().seconds_since(before);
+        self.held_s += held_s;
+        self.shard.metrics.prefix_wait.observe(held_s);
     }
 
     /// Resolves at `when`; never, if there is no such time.

@@ -104,7 +104,7 @@ impl Metrics {
             inter_token: histogram("emberlane_inter_token_seconds", "Between content events.", &GAP_BUCKETS),
             prefix_wait: histogram(
                 "emberlane_prefix_wait_seconds",
-                "Waits for a prefix that another request was having computed, before sending.",
+                "Waits, before sending, for a prefix that another request was having computed, or for a slot.",
                 &WAIT_BUCKETS,
             ),
             admission_wait: histogram(

@@ -73,7 +73,7 @@ def serve(a):
     p.port = a.port; p.n_ctx = a.ctx; p.n_parallel = a.slots; p.warmup = False
     p.cpuparams.n_threads = 1; p.cpuparams_batch.n_threads = 1
     wanted = dict(endpoint_metrics=True, endpoint_slots=True, use_jinja=True, model_alias={a.alias}, cont_batching=True,
-                  cache_prompt=True, n_cache_reuse=0, kv_unified=False)
+                  cache_prompt=True, n_cache_reuse=0, kv_unified=a.kv_unified)
     if a.no_host_cache:
         wanted["cache_ram_mib"] = 0
     for key, value in wanted.items():
@@ -93,5 +93,6 @@ if __name__ == "__main__":
     b = sub.add_parser("build"); b.add_argument("directory"); b.set_defaults(run=lambda a: build(a.directory))
     s = sub.add_parser("serve"); s.add_argument("directory"); s.add_argument("--port", type=int, default=8101)
     s.add_argument("--slots", type=int, default=4); s.add_argument("--ctx", type=int, default=16384)
-    s.add_argument("--alias", default="m"); s.add_argument("--no-host-cache", action="store_true"); s.set_defaults(run=serve)
+    s.add_argument("--alias", default="m"); s.add_argument("--no-host-cache", action="store_true")
+    s.add_argument("--kv-unified", action="store_true", help="slots share one context"); s.set_defaults(run=serve)
     args = ap.parse_args(); args.run(args)

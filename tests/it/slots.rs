@@ -8,36 +8,57 @@ use std::time::Duration;
 
 use emberlane::clock::Now;
 use emberlane::id::{BlockHash, DecisionId, ReplicaSlot};
-use emberlane::prefix::slots::{Asked, Ending, SlotBooks, Stay};
+use emberlane::prefix::hash::PrefixHasher;
+use emberlane::prefix::slots::{Asked, Ending, Head, SlotBooks, Stay};
 use emberlane::sim::slots::SlotCache;
 use emberlane::sim::workload::Segment;
 
 const SERVER: ReplicaSlot = ReplicaSlot(0);
-/// Tokens to a block of 256 bytes.
-const BLOCK_TOKENS: u32 = 64;
+/// Bytes of a token.
+const TOKEN_BYTES: u32 = 4;
 /// Requests in the server's own queue, at most.
 const QUEUE_MAX: usize = 4;
 
-/// A conversation: segments that are whole blocks, so that tokens and blocks say the same.
+/// How finely prompts are made, so that what two of them share is known exactly.
+#[derive(Clone, Copy, Debug)]
+struct Grain {
+    /// Tokens that all segments are multiples of.
+    tokens: u32,
+    /// Longest prompt, grains.
+    longest: u32,
+}
+
+/// Whole blocks of 256 bytes.
+const BLOCKS: Grain = Grain { tokens: 64, longest: 60 };
+/// Prompts of less than a block, of pieces of 16 bytes.
+const PIECES: Grain = Grain { tokens: 4, longest: 12 };
+
+/// A conversation: its segments, and the same as text.
 #[derive(Clone, Debug, Default)]
 struct Talk {
     segments: Vec<Segment>,
+    text: Vec<u8>,
     chain: Vec<BlockHash>,
+    head: Head,
 }
 
 impl Talk {
-    fn say(&mut self, id: u64, blocks: u32) {
-        self.segments.push(Segment { id, tokens: blocks * BLOCK_TOKENS });
-        self.chain.extend((0..u64::from(blocks)).map(|block| BlockHash(id << 16 | block)));
+    fn say(&mut self, hasher: &PrefixHasher, id: u64, tokens: u32) {
+        self.segments.push(Segment { id, tokens });
+        let mut letters = fastrand::Rng::with_seed(id);
+        self.text.extend((0..tokens * TOKEN_BYTES).map(|_| letters.u8(..)));
+        hasher.chain(0, &self.text, &mut self.chain);
+        self.head = Head::of(hasher, 0, &self.text);
     }
 
-    fn blocks(&self) -> u32 {
-        u32::try_from(self.chain.len()).unwrap()
+    fn tokens(&self) -> u32 {
+        self.segments.iter().map(|segment| segment.tokens).sum()
     }
 
     fn asked(&self, id: u64) -> Asked<'_> {
-        let tokens = f64::from(self.blocks() * BLOCK_TOKENS) as f32;
-        Asked { id: DecisionId(id), chain: &self.chain, bytes: self.blocks() * 256, tokens, session: None }
+        let bytes = self.tokens() * TOKEN_BYTES;
+        let tokens = f32::from(u16::try_from(self.tokens()).unwrap());
+        Asked { id: DecisionId(id), chain: &self.chain, head: self.head, bytes, tokens, session: None }
     }
 }
 
@@ -50,6 +71,8 @@ struct Request {
 
 /// The server, its book, and those that run and wait, in order.
 struct Bench {
+    grain: Grain,
+    hasher: PrefixHasher,
     dice: fastrand::Rng,
     server: SlotCache,
     books: Arc<SlotBooks>,
@@ -61,12 +84,14 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(seed: u64) -> Self {
+    fn new(grain: Grain, seed: u64) -> Self {
         let mut dice = fastrand::Rng::with_seed(seed);
         let slots = dice.u32(1..6);
         let books = Arc::new(SlotBooks::new(1));
         books.assume(SERVER, Some(slots));
         Self {
+            grain,
+            hasher: PrefixHasher::from_seed(seed),
             server: SlotCache::new(slots, slots * 65_536, 0),
             dice,
             books,
@@ -87,9 +112,11 @@ impl Bench {
     fn talk(&mut self) -> Talk {
         let late = self.talks.len().saturating_sub(12);
         let from = if self.dice.u32(..8) == 0 { 0 } else { self.dice.usize(late..self.talks.len()) };
-        let mut talk = if self.talks[from].blocks() > 60 { Talk::default() } else { self.talks[from].clone() };
-        let (id, blocks) = (self.number(), self.dice.u32(1..12));
-        talk.say(id, blocks);
+        let most = self.grain.longest / 5;
+        let is_long = self.talks[from].tokens() >= (self.grain.longest - most) * self.grain.tokens;
+        let mut talk = if is_long { Talk::default() } else { self.talks[from].clone() };
+        let (id, grains) = (self.number(), self.dice.u32(1..=most));
+        talk.say(&self.hasher, id, grains * self.grain.tokens);
         talk
     }
 
@@ -99,7 +126,7 @@ impl Bench {
         let grant = self.server.clone().admit(&talk.segments);
         assert_eq!(prospect.slot, grant.map(|grant| grant.slot), "{talk:?}");
         // The last token of a prompt is computed, whatever is held.
-        let found = (u32::try_from(prospect.blocks).unwrap() * BLOCK_TOKENS).min(talk.blocks() * BLOCK_TOKENS - 1);
+        let found = (u32::try_from(prospect.bytes).unwrap() / TOKEN_BYTES).min(talk.tokens() - 1);
         assert_eq!(found, grant.map_or(0, |grant| grant.cached_tokens), "{talk:?}");
     }
 
@@ -119,12 +146,14 @@ impl Bench {
     /// One of those that run ends, with an answer that the conversation goes on from or not.
     fn end(&mut self) {
         let (slot, mut request) = self.running.swap_remove(self.dice.usize(..self.running.len()));
-        let (id, blocks) = (self.number(), self.dice.u32(..4));
+        // Of less than a block, what is said is not known.
+        let grains = if self.grain.tokens < BLOCKS.tokens { 0 } else { self.dice.u32(..4) };
+        let (id, tokens) = (self.number(), grains * self.grain.tokens);
         // The last token of an answer is not kept.
-        self.server.release(slot, Segment { id, tokens: blocks * BLOCK_TOKENS + 1 });
+        self.server.release(slot, Segment { id, tokens: tokens + 1 });
         request.stay.end(Ending::Whole, self.now);
-        if blocks > 0 {
-            request.talk.say(id, blocks);
+        if tokens > 0 {
+            request.talk.say(&self.hasher, id, tokens);
             self.books.extend(SERVER, DecisionId(request.id), &request.talk.chain, 0.0);
             self.talks.push(request.talk);
         }
@@ -152,10 +181,19 @@ impl Bench {
     }
 }
 
-#[test]
-fn the_book_says_what_the_server_does() {
-    for seed in 0..60 {
-        let mut bench = Bench::new(seed);
+fn the_book_says_what_the_server_does(grain: Grain) {
+    for seed in 0..50 {
+        let mut bench = Bench::new(grain, seed);
         (0..400).for_each(|_| bench.step());
     }
+}
+
+#[test]
+fn the_book_says_what_the_server_does_with_long_prompts() {
+    the_book_says_what_the_server_does(BLOCKS);
+}
+
+#[test]
+fn the_book_says_what_the_server_does_with_prompts_of_less_than_a_block() {
+    the_book_says_what_the_server_does(PIECES);
 }

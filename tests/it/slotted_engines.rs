@@ -77,12 +77,29 @@ fn what_is_in_which_slot_is_known() {
     assert_eq!(known_by(&gateway), ["book", "book"]);
 }
 
+/// The share of all prompt tokens that was found.
+fn found(turns: &[Turn]) -> f64 {
+    turns.iter().map(|turn| turn.cached).sum::<f64>() / turns.iter().map(|turn| turn.prompt).sum::<f64>()
+}
+
+#[test]
+fn slots_that_share_one_context_are_slots() {
+    // Each slot is said to have all of it, which is more than both use here.
+    let Some(engines) = Engine::llama_with(2, 2, 8192, &["--no-host-cache", "--kv-unified"]) else { return };
+    let gateway = Setup::new(&urls(&engines)).yaml("shards: 1").start();
+    let turns = turns(&gateway);
+    let late = &turns[turns.len() / 3..];
+    eprintln!("{:.3} found; {:?}; surprises {:?}", found(&turns), known_by(&gateway), surprises(late));
+    assert!(surprises(late).len() <= 2, "{:?}", surprises(late));
+    assert!(!known_by(&gateway).contains(&json!("index")), "{:?}", known_by(&gateway));
+}
+
 #[test]
 fn a_host_cache_keeps_more_than_slots_do_and_is_found() {
     let Some(engines) = Engine::llama_with(2, 2, 8192, &[]) else { return };
     let gateway = Setup::new(&urls(&engines)).yaml("shards: 1").start();
     let turns = turns(&gateway);
-    let share = turns.iter().map(|turn| turn.cached).sum::<f64>() / turns.iter().map(|turn| turn.prompt).sum::<f64>();
+    let share = found(&turns);
     eprintln!("{share:.3} found; {:?}", known_by(&gateway));
     // Of 12 turns, the last 11 go on.
     assert!(share > 0.7, "{share}");

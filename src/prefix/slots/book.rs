@@ -1,6 +1,7 @@
 //! One server's slots as this gateway's requests have left them. The rules are those of llama.cpp's server, which
 //! `sim::slots` cites and tests hold against a real one; here they run over chains of block hashes instead of tokens.
 
+use super::head::Head;
 use super::pauses::Pauses;
 use super::stay::{Ending, Term};
 use crate::clock::Now;
@@ -12,6 +13,9 @@ use std::time::Duration;
 
 /// `--slot-prompt-similarity`: the part of a prompt that a slot must hold to be given for what it holds.
 const SIMILARITY_MIN: f32 = 0.1;
+/// A template's beginning has no more tokens than this; and the weight of each answer that shows how many.
+const PREAMBLE_TOKENS_MAX: f32 = 128.0;
+const PREAMBLE_WEIGHT: f32 = 0.2;
 /// Requests in a server's own queue that are followed, at most.
 const WAITING_MAX: usize = 64;
 /// Conversations remembered after they have lost their slot, to learn how long they pause.
@@ -24,6 +28,8 @@ pub struct Asked<'a> {
     pub id: DecisionId,
     /// Its fingerprint.
     pub chain: &'a [BlockHash],
+    /// How it begins.
+    pub head: Head,
     /// Its length.
     pub bytes: u32,
     /// The same in tokens, as far as is known.
@@ -50,6 +56,8 @@ pub struct Prospect {
     pub slot: Option<usize>,
     /// Blocks of its prompt there; none where all are busy.
     pub blocks: usize,
+    /// Bytes of it there, as far as is known: those blocks, or less than one.
+    pub bytes: usize,
     /// What it would push out.
     pub loss: Loss,
     /// The busy slot that holds more of the prompt than any idle one: its blocks, and what would be lost there.
@@ -60,6 +68,7 @@ pub struct Prospect {
 #[derive(Clone, Debug, Default)]
 struct Held {
     chain: Vec<BlockHash>,
+    head: Head,
     tokens: f32,
     session: Option<u64>,
     /// Of its blocks, those that a later request has put elsewhere, too.
@@ -70,11 +79,16 @@ impl Held {
     fn take(&mut self, asked: &Asked<'_>) {
         self.chain.clear();
         self.chain.extend_from_slice(asked.chain);
-        (self.tokens, self.session, self.covered) = (asked.tokens, asked.session, 0);
+        (self.head, self.tokens, self.session, self.covered) = (asked.head, asked.tokens, asked.session, 0);
     }
 
     fn common(&self, chain: &[BlockHash]) -> usize {
         common_prefix(&self.chain, chain)
+    }
+
+    /// Bytes that it and `asked` begin with, `blocks` among them.
+    fn common_bytes(&self, asked: &Asked<'_>, blocks: usize) -> usize {
+        if blocks > 0 { blocks * BLOCK_BYTES } else { self.head.common_bytes(&asked.head) }
     }
 
     /// Whether a prompt that shares so many blocks, or is of that session, goes on with it.
@@ -107,15 +121,29 @@ struct Slot {
     before: Held,
     /// The request that runs in it.
     term: Option<Arc<Term>>,
-    /// The last request that was given it, and the blocks it found.
+    /// The last request that was given it, and what it found.
     last: Option<DecisionId>,
-    granted: usize,
+    granted: Common,
     /// Number of the release that last made it idle; zero: never used.
     released: u64,
     idle_since: Now,
 }
 
+/// What a prompt shares with what a slot holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Common {
+    pub(super) blocks: usize,
+    pub(super) bytes: usize,
+    /// There was something that it could have shared.
+    pub(super) is_used: bool,
+}
+
 impl Slot {
+    fn common(&self, asked: &Asked<'_>) -> Common {
+        let blocks = self.held.common(asked.chain);
+        Common { blocks, bytes: self.held.common_bytes(asked, blocks), is_used: self.held.tokens > 0.0 }
+    }
+
     const fn is_idle(&self) -> bool {
         self.term.is_none()
     }
@@ -125,6 +153,7 @@ impl Slot {
 struct Waiting {
     id: DecisionId,
     chain: Vec<BlockHash>,
+    head: Head,
     bytes: u32,
     tokens: f32,
     session: Option<u64>,
@@ -145,12 +174,19 @@ pub(super) struct SlotBook {
     slots: Vec<Slot>,
     waiting: VecDeque<Waiting>,
     parted: VecDeque<Parted>,
+    /// Tokens that the server's template puts before every prompt, as far as has shown.
+    preamble_tokens: f32,
 }
 
 impl SlotBook {
     /// A server of so many slots that has just started.
     pub(super) fn new(slots: usize) -> Self {
-        Self { slots: vec![Slot::default(); slots.max(1)], waiting: VecDeque::new(), parted: VecDeque::new() }
+        Self {
+            slots: vec![Slot::default(); slots.max(1)],
+            waiting: VecDeque::new(),
+            parted: VecDeque::new(),
+            preamble_tokens: 0.0,
+        }
     }
 
     /// How many slots there are.
@@ -160,16 +196,16 @@ impl SlotBook {
 
     /// The server has started anew, or emptied its slots.
     pub(super) fn clear(&mut self) {
-        *self = Self::new(self.slots.len());
+        *self = Self { preamble_tokens: self.preamble_tokens, ..Self::new(self.slots.len()) };
     }
 
     /// What `asked` would find if it came at `now`.
     pub(super) fn peek(&mut self, asked: &Asked<'_>, now: Now, pauses: &Pauses) -> Prospect {
         self.settle(now, pauses);
-        let mut prospect = match self.choose(asked.chain, asked.bytes) {
-            Some((at, blocks)) => {
+        let mut prospect = match self.choose(asked) {
+            Some((at, Common { blocks, bytes, .. })) => {
                 let loss = loss(&self.slots[at], blocks, asked.session, now, pauses);
-                Prospect { slot: Some(at), blocks, loss, busy: None }
+                Prospect { slot: Some(at), blocks, bytes, loss, busy: None }
             }
             None => Prospect { loss: self.loss_of_next(asked, pauses), ..Prospect::default() },
         };
@@ -187,8 +223,8 @@ impl SlotBook {
         if self.slots.iter().any(Slot::is_idle) {
             self.grant(asked, term, now, pauses);
         } else if self.waiting.len() < WAITING_MAX {
-            let Asked { id, bytes, tokens, session, .. } = *asked;
-            self.waiting.push_back(Waiting { id, chain: asked.chain.to_vec(), bytes, tokens, session, term });
+            let Asked { id, head, bytes, tokens, session, .. } = *asked;
+            self.waiting.push_back(Waiting { id, chain: asked.chain.to_vec(), head, bytes, tokens, session, term });
         }
     }
 
@@ -231,16 +267,23 @@ impl SlotBook {
         }
     }
 
-    /// The blocks that request `id` should have found; `None` when its slot is not known any more.
-    pub(super) fn granted(&self, id: DecisionId) -> Option<usize> {
+    /// What request `id` should have found; `None` when its slot is not known any more.
+    pub(super) fn granted(&self, id: DecisionId) -> Option<Common> {
         self.slots.iter().find(|slot| slot.last == Some(id)).map(|slot| slot.granted)
+    }
+
+    /// A prompt that shares nothing known with its slot found so many tokens there: the template's.
+    pub(super) fn learn_preamble(&mut self, tokens: f32) {
+        if tokens <= PREAMBLE_TOKENS_MAX {
+            self.preamble_tokens += (tokens - self.preamble_tokens) * PREAMBLE_WEIGHT;
+        }
     }
 
     /// Request `id` found so many blocks, give or take `slack`, and not those it should have: where another slot holds as
     /// many, it is in that one, and where it was thought to be things are as before.
     pub(super) fn correct(&mut self, id: DecisionId, found: usize, slack: usize) {
         let Some(at) = self.slots.iter().position(|slot| slot.last == Some(id)) else { return };
-        if found <= self.slots[at].granted + slack {
+        if found <= self.slots[at].granted.blocks + slack {
             return;
         }
         let chain = std::mem::take(&mut self.slots[at].held.chain);
@@ -251,7 +294,7 @@ impl SlotBook {
         let mut moved = std::mem::take(&mut self.slots[at]);
         let Slot { held, released, idle_since, .. } = std::mem::take(&mut self.slots[other]);
         let kept = std::mem::replace(&mut moved.before, held);
-        moved.granted = found;
+        moved.granted = Common { blocks: found, bytes: found * BLOCK_BYTES, is_used: true };
         self.slots[other] = moved;
         // When that one was last used is forgotten; it was before.
         self.slots[at] = Slot { held: kept, released, idle_since, ..Slot::default() };
@@ -267,9 +310,9 @@ impl SlotBook {
             let Some((number, at, ending)) = ends.min_by_key(|(number, ..)| *number) else { return };
             self.release(at, number, ending, now);
             self.waiting.retain(|one| one.term.ended().is_none_or(|(ended, _)| ended > number));
-            if let Some(Waiting { id, chain, bytes, tokens, session, term }) = self.waiting.pop_front() {
+            if let Some(Waiting { id, chain, head, bytes, tokens, session, term }) = self.waiting.pop_front() {
                 let freed = self.slots[at].idle_since;
-                self.grant(&Asked { id, chain: &chain, bytes, tokens, session }, term, freed, pauses);
+                self.grant(&Asked { id, chain: &chain, head, bytes, tokens, session }, term, freed, pauses);
             }
         }
     }
@@ -280,7 +323,7 @@ impl SlotBook {
         match ending {
             Ending::Whole => {}
             // How far it came is not known.
-            Ending::Cut => slot.held.cut(slot.granted),
+            Ending::Cut => slot.held.cut(slot.granted.blocks),
             Ending::Refused => {
                 std::mem::swap(&mut slot.held, &mut slot.before);
                 (slot.last, slot.held.covered) = (None, 0);
@@ -292,9 +335,9 @@ impl SlotBook {
 
     /// Gives `asked` an idle slot.
     fn grant(&mut self, asked: &Asked<'_>, term: Arc<Term>, now: Now, pauses: &Pauses) {
-        let Some((at, granted)) = self.choose(asked.chain, asked.bytes) else { return };
+        let Some((at, granted)) = self.choose(asked) else { return };
         let slot = &mut self.slots[at];
-        if slot.held.lost_tokens(granted, asked.session) > 0.0 {
+        if slot.held.lost_tokens(granted.blocks, asked.session) > 0.0 {
             pauses.taken(now.since(slot.idle_since));
             let middle = slot.held.chain.len() / 2;
             let parted =
@@ -311,13 +354,15 @@ impl SlotBook {
         (slot.term, slot.last, slot.granted) = (Some(term), Some(asked.id), granted);
     }
 
-    /// The idle slot that a prompt is given, and the blocks it finds there: the one that holds most of it, of equals the
-    /// first, if that is more than a tenth; else the one that has been idle for longest, of those never used the last.
-    fn choose(&self, chain: &[BlockHash], bytes: u32) -> Option<(usize, usize)> {
+    /// The idle slot that a prompt is given, and what it finds there: the one that holds most of it, of equals the first, if
+    /// that is more than a tenth; else the one that has been idle for longest, of those never used the last.
+    fn choose(&self, asked: &Asked<'_>) -> Option<(usize, Common)> {
+        let tokens_per_byte = asked.tokens / lossy(asked.bytes as usize).max(1.0);
         let (mut best, mut most) = (None, SIMILARITY_MIN);
         for (at, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.is_idle()) {
-            let common = slot.held.common(chain);
-            let alike = share(common * BLOCK_BYTES, bytes as usize);
+            let common = slot.common(asked);
+            let preamble = if common.is_used { self.preamble_tokens } else { 0.0 };
+            let alike = (lossy(common.bytes) * tokens_per_byte + preamble) / asked.tokens.max(1.0);
             if alike > most {
                 (best, most) = (Some((at, common)), alike);
             }
@@ -325,7 +370,7 @@ impl SlotBook {
         best.or_else(|| {
             let idle = self.slots.iter().enumerate().rev().filter(|(_, slot)| slot.is_idle());
             let longest = idle.min_by_key(|(_, slot)| slot.released);
-            longest.map(|(at, slot)| (at, slot.held.common(chain)))
+            longest.map(|(at, slot)| (at, slot.common(asked)))
         })
     }
 

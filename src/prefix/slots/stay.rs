@@ -69,12 +69,18 @@ pub struct Stay {
     books: Arc<SlotBooks>,
     replica: ReplicaSlot,
     term: Arc<Term>,
+    is_computed: bool,
     is_over: bool,
 }
 
 impl Stay {
     pub(super) const fn new(books: Arc<SlotBooks>, replica: ReplicaSlot, term: Arc<Term>) -> Self {
-        Self { books, replica, term, is_over: false }
+        Self { books, replica, term, is_computed: false, is_over: false }
+    }
+
+    /// Its prompt is computed: the slot holds all of it, even if it is broken off.
+    pub const fn computed(&mut self) {
+        self.is_computed = true;
     }
 
     /// It is over; the slot is free from `now` on.
@@ -92,6 +98,6 @@ impl Stay {
 
 impl Drop for Stay {
     fn drop(&mut self) {
-        self.finish(Ending::Cut, None);
+        self.finish(if self.is_computed { Ending::Whole } else { Ending::Cut }, None);
     }
 }

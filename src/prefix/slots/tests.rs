@@ -26,7 +26,8 @@ fn talk(number: u64, blocks: u64) -> Vec<u64> {
 
 fn asked(id: u64, chain: &[BlockHash]) -> Asked<'_> {
     let blocks = u32::try_from(chain.len()).unwrap();
-    Asked { id: DecisionId(id), chain, bytes: blocks * 256, tokens: 64.0 * lossy(blocks), session: None }
+    let (bytes, tokens) = (blocks * 256, 64.0 * lossy(blocks));
+    Asked { id: DecisionId(id), chain, head: Head::default(), bytes, tokens, session: None }
 }
 
 impl Bench {
@@ -102,7 +103,7 @@ fn a_cold_prompt_pushes_out_what_has_been_idle_for_the_longest() {
     let warm = bench.peek(A, &talk(1, 12));
     assert_eq!((warm.slot, warm.blocks, warm.loss), (Some(1), 10, Loss::default()), "it goes on: nothing is lost");
     bench.run(A, &talk(1, 12));
-    assert_eq!(bench.peek(A, &talk(3, 10)).loss.tokens, 1280.0);
+    assert_eq!(whole(bench.peek(A, &talk(3, 10)).loss.tokens), 1280);
     let fresh = bench.peek(A, &talk(3, 10)).loss.likely;
     bench.wait(36_000);
     assert!(bench.peek(A, &talk(3, 10)).loss.likely < fresh / 2.0, "idle for hours, it is likely over");
@@ -122,9 +123,9 @@ fn who_shares_a_beginning_cuts_off_the_rest() {
     stay.end(Ending::Whole, bench.now);
     let loss_for = |session| {
         let (prospect, _) = bench.books.peek(B, &Asked { session, ..asked(91, &prompts[1]) }, bench.now).unwrap();
-        prospect.loss.tokens
+        whole(prospect.loss.tokens)
     };
-    assert_eq!([loss_for(session), loss_for(Some(8)), loss_for(None)], [0.0, 960.0, 960.0]);
+    assert_eq!([loss_for(session), loss_for(Some(8)), loss_for(None)], [0, 960, 960]);
 }
 
 #[test]
@@ -139,7 +140,7 @@ fn what_went_on_elsewhere_is_no_loss() {
     let mut bench = Bench::new(1);
     bench.run(A, &[talk(9, 4), talk(1, 12)].concat());
     bench.run(B, &[talk(9, 4), talk(2, 12)].concat());
-    assert_eq!(bench.peek(A, &talk(3, 10)).loss.tokens, 12.0 * 64.0);
+    assert_eq!(whole(bench.peek(A, &talk(3, 10)).loss.tokens), 12 * 64);
 }
 
 #[test]
@@ -180,6 +181,10 @@ fn what_a_server_did_not_take_leaves_its_slot_as_it_was() {
     let (_, cut) = bench.send(A, &talk(1, 30));
     drop(cut);
     assert_eq!(bench.peek(A, &talk(1, 30)).blocks, 10, "what it had computed of the rest is not known");
+    let (_, mut late) = bench.send(A, &talk(1, 30));
+    late.computed();
+    drop(late);
+    assert_eq!(bench.peek(A, &talk(1, 30)).blocks, 30, "it was answering");
 }
 
 #[test]
@@ -250,7 +255,8 @@ fn a_request_that_found_what_another_slot_holds_was_given_that_one() {
     bench.run(A, &talk(2, 10));
     // So long that what it shares seems too little for its slot.
     let (id, prompt) = (DecisionId(50), chain(&talk(2, 12)));
-    let mut stay = bench.books.admit(A, &Asked { bytes: 99_999, ..asked(id.0, &prompt) }, bench.now).unwrap();
+    let long = Asked { bytes: 99_999, tokens: 25_000.0, ..asked(id.0, &prompt) };
+    let mut stay = bench.books.admit(A, &long, bench.now).unwrap();
     stay.end(Ending::Whole, bench.now);
     assert_eq!([bench.peek(A, &talk(1, 12)).blocks, bench.peek(A, &talk(2, 14)).blocks], [0, 12]);
     assert_eq!(bench.peek(A, &talk(2, 14)).slot, Some(1));
@@ -302,35 +308,34 @@ async fn a_free_slot_wakes_who_waits_for_one() {
     waiting.await;
 }
 
+/// Sends and ends 3,000 requests to either server, up to three at once.
+fn storm(books: &Arc<SlotBooks>, seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut stays = Vec::new();
+    for step in 0..3000 {
+        let at = [A, B][random.usize(..2)];
+        let prompt = chain(&talk(random.u64(0..9), random.u64(1..20)));
+        let (id, now) = (seed * 1_000_000 + step, Now(1 + step * 1_000_000));
+        let _prospect = books.peek(at, &asked(id, &prompt), now);
+        stays.extend(books.admit(at, &asked(id, &prompt), now));
+        if stays.len() > 2 {
+            stays.swap_remove(random.usize(..3)).end(Ending::Whole, now);
+        }
+    }
+}
+
 #[test]
 fn many_at_once_leave_books_that_balance() {
-    let books = Arc::new(SlotBooks::new(4));
-    books.assume(A, Some(3));
-    books.assume(B, Some(3));
+    let bench = Bench::new(3);
     std::thread::scope(|scope| {
-        for thread in 0..4 {
-            let books = Arc::clone(&books);
-            scope.spawn(move || {
-                let mut random = fastrand::Rng::with_seed(thread);
-                let mut stays = Vec::new();
-                for step in 0..3000 {
-                    let at = if random.bool() { A } else { B };
-                    let prompt = chain(&talk(random.u64(0..9), random.u64(1..20)));
-                    let id = thread * 1_000_000 + step;
-                    let now = Now(1 + step * 1_000_000);
-                    let _prospect = books.peek(at, &asked(id, &prompt), now);
-                    stays.extend(books.admit(at, &asked(id, &prompt), now));
-                    if stays.len() > 2 {
-                        let mut stay = stays.swap_remove(random.usize(..stays.len()));
-                        stay.end(Ending::Whole, now);
-                    }
-                }
-            });
+        for seed in 0..4 {
+            let books = &bench.books;
+            scope.spawn(move || storm(books, seed));
         }
     });
     // All have ended: whoever comes finds a slot.
     for at in [A, B] {
         let prompt = chain(&talk(99, 3));
-        assert!(books.peek(at, &asked(1, &prompt), Now(u64::MAX)).unwrap().0.slot.is_some());
+        assert!(bench.books.peek(at, &asked(1, &prompt), Now(u64::MAX)).unwrap().0.slot.is_some());
     }
 }
