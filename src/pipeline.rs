@@ -109,8 +109,9 @@ pub struct Placement {
     retractions_before: u32,
     /// What the chosen replica had used of it before, and when.
     trail: Trail,
-    /// The replica's clock in the index when it was placed.
+    /// The replica's clock in the index when it was placed, and how often it had been used.
     clock: u32,
+    uses: u32,
 }
 
 impl Placement {
@@ -133,6 +134,7 @@ impl Placement {
             retractions_before: 0,
             trail: Trail::default(),
             clock: 0,
+            uses: 0,
         }
     }
 
@@ -146,6 +148,12 @@ impl Placement {
     #[must_use]
     pub const fn placed_at(&self) -> Now {
         self.placed_at
+    }
+
+    /// DEBUG
+    #[must_use]
+    pub const fn features(&self) -> Features {
+        self.features
     }
 
     /// True when what the answer says is to be told to [`Self::go_on`].
@@ -422,7 +430,15 @@ impl Decider {
             objective::choose(shared, placement, seen, priced, pick, &mut self.predicted, &mut self.rng)?;
         self.picked = pick.best;
         choice::note(placement, seen, &self.costs, pick, bound, known);
-        placement.held_blocks = self.depths.get(placement.decision.chosen.slot) as usize;
+        let held_blocks = self.depths.get(placement.decision.chosen.slot) as usize;
+        choice::hold(
+            placement,
+            seen.view,
+            pick.best,
+            underway::awaited(shared, snapshot, placement, (chain, held_blocks), now),
+            known,
+        );
+        placement.held_blocks = held_blocks;
         let more = chain.len().saturating_sub(placement.held_blocks);
         self.candidates.placed(
             snapshot,

@@ -3,8 +3,9 @@
 
 use super::{Placement, Shared, Snapshot};
 use crate::clock::Now;
+use crate::id::{BlockHash, ReplicaSlot};
 use crate::load::Flight;
-use crate::load::backlog::Work;
+use crate::load::backlog::{Task, Work};
 use crate::prefix::pending::{Announcement, Awaited, Claim};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,8 @@ pub struct Underway {
     awaited: Option<Awaited>,
     /// What it uses stays in use until it ends.
     is_slotted: bool,
+    /// What it holds on to of its replica's cache.
+    in_use: Option<InUse>,
     prefilled_by: Option<Now>,
     /// When the prefill should be over, with some slack.
     until: Now,
@@ -45,11 +48,9 @@ impl Underway {
         let until = expected_end(shared, placement, now);
         let (chain, held) = (placement.chain.as_slice(), placement.held_blocks);
         let is_slotted = snapshot.limits(chosen.slot).is_slotted;
-        let (mut awaited, mut announcement) = (None, None);
-        if snapshot.policy.is_priced() && chain.len() >= ANNOUNCED_BLOCKS_MIN {
-            if !is_slotted || chosen.prefix_wait_s > 0.0 {
-                awaited = shared.pending.find(chosen.slot, chain, held, now);
-            }
+        let awaited = await_prefix(shared, snapshot, placement, (chain, held), now);
+        let mut announcement = None;
+        if announces(snapshot, chain) {
             let claim = match chain.get(held) {
                 _ if is_slotted => Some(Claim::Slot(chain.into())),
                 Some(first) if chain.len() - held >= ANNOUNCED_BLOCKS_MIN => {
@@ -57,24 +58,29 @@ impl Underway {
                 }
                 _ => None,
             };
-            announcement = claim.and_then(|claim| shared.pending.announce(chosen.slot, claim, until));
+            let expected = now.plus(Duration::from_secs_f32(chosen.predicted.ttft_p50_s.clamp(0.0, 3600.0)));
+            announcement =
+                claim.and_then(|claim| shared.pending.announce(chosen.slot, claim, expected.min(until), until));
         }
         // Who waits for blocks that another request has computed will find them: only its own end is work.
         let uncached = chosen.uncached_tokens();
-        let cached = placement.decision.prompt_tokens - lossy(uncached);
         let counted = if awaited.is_some() { uncached.min(AWAITED_TOKENS) } else { uncached };
         let context = placement.decision.whole_prompt_tokens();
         // What a view follows is the flight: it comes second.
-        let learned = shared.rates.coefficients(chosen.slot);
-        let takes = (f64::from(learned.base_s), f64::from(learned.prefill_s(lossy(counted), cached.max(0.0))));
-        let work = (counted > 0).then(|| Work::start(&shared.backlogs, chosen.slot, takes, now));
-        let flight = Some(Flight::start(&shared.load, chosen.slot, counted, context));
+        let pace = shared.rates.coefficients(chosen.slot).pace();
+        let sent = awaited.as_ref().map_or(now, |awaited| awaited.expected.max(now));
+        let (new_tokens, cached_tokens) = (placement.features.uncached_tokens, placement.features.cached_tokens);
+        let new_tokens = if awaited.is_some() { new_tokens.min(lossy(AWAITED_TOKENS)) } else { new_tokens };
+        let task = Task { new_tokens, cached_tokens, sent };
+        let work = (context > 0).then(|| Work::start(&shared.backlogs, chosen.slot, &task, &pace, now));
+        let flight = Some(Flight::start(&shared.load, chosen.slot, counted, context, now));
         Self {
             flight,
             work,
             announcement,
             awaited,
             is_slotted,
+            in_use: Some(InUse::begin(shared, placement)),
             prefilled_by: (!placement.stream).then_some(until),
             until,
             is_over: false,
@@ -84,6 +90,28 @@ impl Underway {
     /// The prefill under way that this request should wait for, once.
     pub const fn take_awaited(&mut self) -> Option<Awaited> {
         self.awaited.take()
+    }
+
+    /// It is forwarded now.
+    pub fn sent(&self, now: Now) {
+        if let Some(work) = &self.work {
+            work.sent(now);
+        }
+    }
+
+    /// A token after the first has come: what it says of the replica's steps is learned, now and then.
+    pub fn token(&mut self, shared: &Shared, now: Now) {
+        if let Some(work) = &mut self.work
+            && let Some(step) = work.token(now)
+        {
+            shared.rates.learn_step(work.slot(), &step);
+        }
+    }
+
+    /// Others came to its replica between it and its first token.
+    #[must_use]
+    pub fn is_followed(&self) -> bool {
+        self.work.as_ref().is_some_and(|work| work.followers() > 0)
     }
 
     /// When the prefill is held to be over although nothing has been heard: for answers that come all at once.
@@ -109,6 +137,10 @@ impl Underway {
         self.prefilled(now);
         self.announcement = None;
         self.flight = None;
+        self.in_use = None;
+        if let Some(work) = &mut self.work {
+            work.ended();
+        }
     }
 
     /// The prefill is over: its tokens no longer stand before others, and those who waited for it go on.
@@ -124,6 +156,57 @@ impl Underway {
         if !self.is_slotted {
             self.announcement = None;
         }
+    }
+}
+
+/// Whether prefills of `chain` are announced, and waited for.
+fn announces(snapshot: &Snapshot, chain: &[BlockHash]) -> bool {
+    snapshot.policy.is_priced() && chain.len() >= ANNOUNCED_BLOCKS_MIN
+}
+
+/// The prefill under way that `placement`, whose replica holds `held` blocks of its `chain`, has to wait for.
+fn await_prefix(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    placement: &Placement,
+    (chain, held): (&[BlockHash], usize),
+    now: Now,
+) -> Option<Awaited> {
+    let chosen = &placement.decision.chosen;
+    let may_wait = !snapshot.limits(chosen.slot).is_slotted || chosen.prefix_wait_s > 0.0;
+    if may_wait && announces(snapshot, chain) { shared.pending.find(chosen.slot, chain, held, now) } else { None }
+}
+
+/// When the prefill should be over that [`await_prefix`] finds.
+pub(super) fn awaited(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    placement: &Placement,
+    prompt: (&[BlockHash], usize),
+    now: Now,
+) -> Option<Now> {
+    await_prefix(shared, snapshot, placement, prompt, now).map(|awaited| awaited.expected)
+}
+
+/// What a request uses of its replica's cache is not given up before the request is over, however it ends.
+#[derive(Debug)]
+struct InUse {
+    shared: Arc<Shared>,
+    slot: ReplicaSlot,
+    clock: u32,
+}
+
+impl InUse {
+    fn begin(shared: &Arc<Shared>, placement: &Placement) -> Self {
+        let (slot, clock) = (placement.decision.chosen.slot, placement.clock);
+        shared.index.hold(slot, clock);
+        Self { shared: Arc::clone(shared), slot, clock }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.shared.index.release(self.slot, self.clock);
     }
 }
 

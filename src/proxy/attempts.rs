@@ -36,6 +36,7 @@ impl Exchange<'_> {
                 continue;
             }
             let sent = self.sent(&placement);
+            underway.sent(sent.at);
             let tried = match waited {
                 Some(_) => self.attempt(&placement, &body, &mut underway).await,
                 None => None,

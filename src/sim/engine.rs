@@ -79,7 +79,7 @@ pub struct Gauges {
     pub prefill_tokens: u32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Sequence {
     request: EngineRequest,
     path: Path,
@@ -122,7 +122,7 @@ struct Steps {
 }
 
 /// One engine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SimEngine {
     model: EngineModel,
     cache: KvCache,
@@ -226,6 +226,48 @@ impl SimEngine {
             wait_s = f64::from(left) * step_s;
         }
         (prefill_s + wait_s) * self.slowness
+    }
+
+    /// The last step that ended by `now` and made further tokens of answers under way: when it ended, and what it took.
+    #[must_use]
+    pub fn last_step(&self, now: Now) -> Option<(Now, f64)> {
+        let steps = self.steps.as_ref().filter(|steps| steps.decoding > 0 && steps.count > 1)?;
+        let passed_s = now.seconds_since(steps.began);
+        let took_s = |count| decode_time(&self.model, steps, count) * self.slowness;
+        let (mut low, mut high) = (0, steps.count);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if took_s(middle) <= passed_s { low = middle } else { high = middle - 1 }
+        }
+        (low > 0).then(|| (steps.began.plus(seconds(took_s(low))), took_s(low) - took_s(low - 1)))
+    }
+
+    /// The steps under way: how many, how long one of them takes, and whether there are answers under way.
+    #[must_use]
+    pub fn steps_under_way(&self, now: Now) -> Option<(u32, f64)> {
+        let steps = self.steps.as_ref().filter(|steps| steps.decoding > 0)?;
+        Some((steps.count, now.seconds_since(steps.began) / f64::from(steps.count)))
+    }
+
+    /// DEBUG
+    pub fn dbg_free(&self) -> (u64, u64) {
+        (self.cache.available(), self.running.iter().map(|s| u64::from(s.context())).sum())
+    }
+
+    /// DEBUG: until the step under way ends, how long one decode step takes, and whether it has prefill.
+    pub fn phase(&self, now: Now) -> (f64, f64, bool) {
+        let Some(steps) = &self.steps else { return (0.0, 0.0, false) };
+        let passed = now.seconds_since(steps.began);
+        let one = decode_time(&self.model, steps, 1) * self.slowness;
+        if steps.count == 1 {
+            let pre = self.running.iter().any(|s| !s.is_prefilled());
+            return (steps.ends.seconds_since(now), one, pre);
+        }
+        let mut k = 1;
+        while decode_time(&self.model, steps, k) * self.slowness < passed {
+            k += 1;
+        }
+        (decode_time(&self.model, steps, k) * self.slowness - passed, one, false)
     }
 
     /// A request arrives.

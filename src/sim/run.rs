@@ -148,9 +148,20 @@ enum Event {
     /// A replica looks at its load.
     Beacon { engine: u32 },
     /// What it said is heard.
-    Report { engine: u32, running: u32, waiting: u32, kv_usage_ppm: u32, prefill_tokens: u32 },
+    Report { engine: u32, said: Said },
     /// The replica becomes slower.
     Slow,
+}
+
+/// What a load report says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Said {
+    running: u32,
+    waiting: u32,
+    /// Share of the KV cache in use, in millionths.
+    kv_usage_ppm: u32,
+    prefill_tokens: u32,
+    blocks_evicted: u64,
 }
 
 /// A request between its arrival and its end.
@@ -166,6 +177,10 @@ struct Live {
     first: Option<(Now, u32)>,
     placed: Option<gateway::Placed>,
     dictated: Option<u32>,
+    ideal_s: f64,
+    phase: (f64, f64, bool),
+    factor: (f32, u64),
+    truefree: (u64, u64),
 }
 
 /// Plays one run.
@@ -205,6 +220,7 @@ struct Run<'p> {
     /// Prompts in the order of their arrival, for Bélády.
     order: Vec<(u64, Vec<Segment>)>,
     dictated: ById<u32>,
+    en_route: Vec<(Now, u32)>,
     rng: fastrand::Rng,
 }
 
@@ -226,6 +242,7 @@ impl<'p> Run<'p> {
             measure: Measure::new(plan),
             order: Vec::new(),
             dictated: ById::default(),
+            en_route: Vec::new(),
             rng: fastrand::Rng::with_seed(plan.seed ^ 0x5eed),
         };
         run.begin();
@@ -295,10 +312,7 @@ impl<'p> Run<'p> {
             Event::Finished { request } => self.finished(request, true),
             Event::Refused { request } => self.finished(request, false),
             Event::Beacon { engine } => self.beacon(engine),
-            Event::Report { engine, running, waiting, kv_usage_ppm, prefill_tokens } => {
-                let said = (running, waiting, kv_usage_ppm, prefill_tokens);
-                self.gateway.hear(engine, said, self.plan.beacons, self.now);
-            }
+            Event::Report { engine, said } => self.gateway.hear(engine, said, self.now),
             Event::Slow => {
                 if let Some(slowdown) = self.plan.slowdown
                     && let Some(engine) = self.engines.get_mut(slowdown.replica)
@@ -353,6 +367,10 @@ impl<'p> Run<'p> {
             first: None,
             placed: None,
             dictated,
+            ideal_s: 0.0,
+            phase: (0.0, 0.0, false),
+            factor: (0.0, 0),
+            truefree: (0, 0),
         };
         let request = self.spare.pop().unwrap_or_else(|| {
             self.live.push(None);
@@ -363,6 +381,12 @@ impl<'p> Run<'p> {
             let slot = self.bound.choose(&self.engines, &live, request, &mut self.rng);
             self.live[place] = Some(Live { slot, ..live });
             return self.send(request);
+        }
+        let delay = seconds(self.plan.network_delay_s);
+        for (place, engine) in self.engines.iter().enumerate() {
+            if let Some((ended, step_s)) = engine.last_step(Now(self.now.0.saturating_sub(nanos(delay)))) {
+                self.gateway.see_steps(place, ended.plus(delay), step_s, 1);
+            }
         }
         match self.gateway.place(request, &live, self.now) {
             Some((slot, placed, held)) => {
@@ -387,12 +411,67 @@ impl<'p> Run<'p> {
         }
         let model = self.engines.get(live.slot.index()).map(SimEngine::model);
         let after_s = self.plan.network_delay_s + model.map_or(0.0, |model| model.overhead_s);
+        let arrives = self.now.plus(seconds(after_s));
+        self.en_route.push((arrives, request));
+        if std::env::var("EMBERLANE_DUMP").is_ok() {
+            let slot = self.live[request as usize].as_ref().map_or(0, |live| live.slot.index());
+            let mut engine = self.engines[slot].clone();
+            let mut arriving: std::collections::VecDeque<_> = self
+                .en_route
+                .iter()
+                .filter(|(_, r)| self.live[*r as usize].as_ref().is_some_and(|l| l.slot.index() == slot))
+                .copied()
+                .collect();
+            let mut out = Vec::new();
+            let mut ideal = 0.0;
+            'play: for _ in 0..100_000 {
+                let now = match (engine.next_at(), arriving.front().map(|a| a.0)) {
+                    (Some(a), Some(b)) => a.min(b),
+                    (a, b) => match a.or(b) {
+                        Some(t) => t,
+                        None => break,
+                    },
+                };
+                if engine.next_at() == Some(now) {
+                    engine.advance(now, &mut out);
+                } else if let Some((_, r)) = arriving.pop_front() {
+                    let live = self.live[r as usize].as_ref().unwrap();
+                    engine.submit(
+                        EngineRequest {
+                            id: r,
+                            prompt: live.prompt.clone(),
+                            output_tokens: live.asked.output_tokens,
+                            output: live.asked.output,
+                            seen_tokens: live.seen_tokens,
+                            dictated: live.dictated,
+                        },
+                        now,
+                        &mut out,
+                    );
+                }
+                for told in out.drain(..) {
+                    if let Emitted::First { id, .. } = told
+                        && id == request
+                    {
+                        ideal = now.seconds_since(self.now) + self.plan.network_delay_s;
+                        break 'play;
+                    }
+                }
+            }
+            if let Some(live) = self.live[request as usize].as_mut() {
+                live.ideal_s = ideal;
+                live.phase = self.engines[slot].phase(self.now);
+                live.factor = self.gateway.factor(live.slot);
+                live.truefree = self.engines[slot].dbg_free();
+            }
+        }
         self.after_s(after_s, Event::Arrive { request });
     }
 
     fn arrive_at_engine(&mut self, request: u32) {
         let Some(live) = self.live.get_mut(request as usize).and_then(Option::as_mut) else { return };
         let slot = live.slot.index();
+        self.en_route.retain(|(_, r)| *r != request);
         self.bound.arrived(slot, request);
         let asked = EngineRequest {
             id: request,
@@ -413,7 +492,12 @@ impl<'p> Run<'p> {
         if let Some(engine) =
             self.engines.get_mut(place).filter(|engine| engine.next_at() == Some(at) && at == self.now)
         {
+            let steps = engine.steps_under_way(self.now);
             engine.advance(self.now, &mut self.emitted);
+            if let Some((count, step_s)) = steps {
+                let seen = self.now.plus(seconds(self.plan.network_delay_s));
+                self.gateway.see_steps(place, seen, step_s, count);
+            }
             self.told(place);
         }
     }
@@ -467,6 +551,7 @@ impl<'p> Run<'p> {
             self.seen.insert(live.asked.output, ());
         }
         if let Some(placed) = live.placed.take() {
+            self.gateway.dump(&placed, &live, self.now, live.arrived);
             self.gateway.finished(placed, &live, is_answered, self.now);
             self.release_held();
         }
@@ -485,16 +570,26 @@ impl<'p> Run<'p> {
         if beacons.loss > 0.0 && self.rng.f64() < beacons.loss {
             return;
         }
-        let Some(gauges) = self.engines.get(engine as usize).map(SimEngine::gauges) else { return };
+        let Some(engine_now) = self.engines.get(engine as usize) else { return };
+        let gauges = engine_now.gauges();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share in millionths")]
-        let kv_usage_ppm = (gauges.kv_usage * 1e6) as u32;
-        let (running, waiting, prefill_tokens) = (gauges.running, gauges.waiting, gauges.prefill_tokens);
-        self.after_s(beacons.delay_s, Event::Report { engine, running, waiting, kv_usage_ppm, prefill_tokens });
+        let said = Said {
+            running: gauges.running,
+            waiting: gauges.waiting,
+            kv_usage_ppm: (gauges.kv_usage * 1e6) as u32,
+            prefill_tokens: gauges.prefill_tokens,
+            blocks_evicted: gauges.evicted_tokens / u64::from(engine_now.model().block_tokens.max(1)),
+        };
+        self.after_s(beacons.delay_s, Event::Report { engine, said });
     }
 }
 
 fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.clamp(0.0, 1e9))
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn narrow(place: usize) -> u32 {

@@ -1,8 +1,9 @@
 //! The gateway in a run: the production pipeline, told what the edge would tell it.
 
+use super::super::model::EngineModel;
 use super::super::workload::Segment;
 use super::clients::mix;
-use super::{Ablation, Beacons, Chooser, Live, Plan};
+use super::{Ablation, Beacons, Chooser, Live, Plan, Said};
 use crate::clock::Now;
 use crate::config::{Config, ReplicaConfig};
 use crate::fleet::Registry;
@@ -14,6 +15,7 @@ use crate::parse::Api;
 use crate::parse::usage::Usage;
 use crate::pipeline::{Answered, Decider, Placement, Prompt, Shared, SharedConfig, Snapshot, TokenRatios, Underway};
 use crate::prefix::BLOCK_BYTES;
+use crate::prefix::memory::Said as CacheSaid;
 use crate::prefix::pending::Awaited;
 use std::sync::Arc;
 
@@ -52,6 +54,10 @@ pub(super) struct Gateway {
     publisher: Publisher,
     chain: Vec<BlockHash>,
     held: Vec<(u32, Awaited)>,
+    /// Of each engine's cache: tokens to a block, and blocks.
+    blocks: Vec<(u32, u32)>,
+    /// How reports come.
+    beacons: Beacons,
     /// Reports since the decider was last made to hear them.
     unheard: usize,
     ablation: Ablation,
@@ -99,6 +105,8 @@ impl Gateway {
             publisher: publishers.remove(0),
             chain: Vec::new(),
             held: Vec::new(),
+            blocks: plan.engines.iter().map(blocks).collect(),
+            beacons: plan.beacons,
             unheard: 0,
             ablation: plan.ablation,
         }
@@ -156,9 +164,23 @@ impl Gateway {
         released
     }
 
+    /// A step of an engine was seen to end at `at`, as its tokens came; it took `step_s`, and so did others before it:
+    /// `times` in all.
+    pub(super) fn see_steps(&self, engine: usize, at: Now, step_s: f64, times: u32) {
+        if let Some(slot) = ReplicaSlot::from_index(engine) {
+            self.shared.backlogs.step_ended(slot, at);
+            #[expect(clippy::cast_possible_truncation, reason = "seconds of a step")]
+            let told = self.shared.backlogs.steps_seen(slot, step_s as f32, times, at);
+            if let Some(step) = told.filter(|_| self.ablation != Ablation::LearningOff) {
+                self.shared.rates.learn_step(slot, &step);
+            }
+        }
+    }
+
     /// The request is forwarded.
     pub(super) fn sent(&self, placed: &mut Placed, slot: ReplicaSlot, now: Now) {
         placed.sent_at = now;
+        placed.underway.sent(now);
         placed.tokens_ahead = self.shared.load.prefill_tokens(slot);
     }
 
@@ -172,14 +194,53 @@ impl Gateway {
         (f64::from(predicted.ttft_p50_s), Some(f64::from(predicted.ttft_p90_s)), real_s)
     }
 
+    pub(super) fn factor(&self, slot: ReplicaSlot) -> (f32, u64) {
+        (self.shared.index.dbg(slot).1 as f32, self.shared.index.dbg(slot).0)
+    }
+    pub(super) fn dump(&self, placed: &Placed, live: &Live, now: Now, arrived: Now) {
+        use std::io::Write;
+        static OUT: parking_lot::Mutex<Option<std::io::BufWriter<std::fs::File>>> = parking_lot::Mutex::new(None);
+        let Ok(path) = std::env::var("EMBERLANE_DUMP") else { return };
+        let mut out = OUT.lock();
+        if out.is_none() {
+            let mut file = std::io::BufWriter::new(std::fs::File::create(path).unwrap());
+            writeln!(file, "at,slot,prompt,cached,warm,uncached_f,ahead_s,queued,decoding,requests,context,share,elsewhere,inflight,p50,p90,real,output,base,token,pair,ahead,dec,ctx,b00,b01,b10,b11,ideal,sent,end,ph,step,pre,id,factor,resident,fstep,lead,free,each,each_s,share_own,dprompts,truefree,truedec").unwrap();
+            *out = Some(file);
+        }
+        let f = placed.placement.features();
+        let c = &placed.placement.decision.chosen;
+        let k = self.shared.rates.coefficients(c.slot);
+        let Some(first) = placed.first_at else { return };
+        let real = first.seconds_since(placed.placement.placed_at());
+        let cached = live.first.map_or(0, |f| f.1);
+        writeln!(
+            out.as_mut().unwrap(),
+            "{:.6},{},{},{},{:.0},{:.0},{:.5},{},{},{},{:.0},{:.3},{},{},{:.5},{:.5},{:.5},{},{},{},{},{},{},{},{},{},{},{},{:.5},{:.6},{:.6},{:.6},{:.6},{},{},{:.4},{},{},{},{},{},{},{},{},{},{}",
+            arrived.seconds_since(Now(0)), c.slot.0, live.prompt_tokens, cached, c.warm_tokens, f.uncached_tokens, f.ahead_s,
+            f.band as u8, u8::from(f.step_s > 0.0), f.requests, f.context_tokens, f.prefill_share, c.elsewhere, c.in_flight,
+            c.predicted.ttft_p50_s, c.predicted.ttft_p90_s, real, live.asked.output_tokens,
+            k.base_s, k.token_s, k.pair_s, k.ahead, k.steps, k.travel_s, k.ttft[1][0], k.ttft[1][1], k.ttft[2][0], k.ttft[2][1], live.ideal_s + placed.sent_at.seconds_since(placed.placement.placed_at()), placed.sent_at.seconds_since(Now(0)), now.seconds_since(Now(0)), live.phase.0, live.phase.1, u8::from(live.phase.2), placed.placement.decision.id.0, live.factor.0, live.factor.1, f.step_s, k.travel_s, f.dbg[0], f.dbg[1], f.dbg[2], f.dbg[3], f.dbg[4], live.truefree.0, live.truefree.1
+        ).unwrap();
+    }
+
     /// It is over.
     pub(super) fn finished(&mut self, mut placed: Placed, live: &Live, is_answered: bool, now: Now) {
+        let is_followed = placed.underway.is_followed();
         placed.underway.ended(now);
-        let Placed { placement, underway, sent_at, tokens_ahead, first_at } = placed;
+        let Placed { mut placement, underway, sent_at, tokens_ahead, first_at } = placed;
         drop(underway);
         if !is_answered {
             self.shared.retract(&placement);
             return self.decider.recycle(placement);
+        }
+        if self.ablation != Ablation::IndexOff {
+            let (chain, prompt_blocks) = (&mut self.chain, (live.prompt_tokens / BLOCK_TOKENS) as usize);
+            let (mut said, tokens) = (live.prompt.clone(), live.asked.output_tokens);
+            let id = if live.asked.output == 0 { mix(live.asked.key) } else { live.asked.output };
+            said.push(Segment { id, tokens });
+            chain.clear();
+            fingerprint(&said, chain);
+            self.shared.record_more(&mut placement, &chain[prompt_blocks.min(chain.len())..]);
         }
         self.shared.confirm(&placement);
         let answer = Answered {
@@ -192,6 +253,7 @@ impl Gateway {
                 cached_tokens: live.first.map(|(_, cached)| u64::from(cached)),
                 output_tokens: Some(u64::from(live.asked.output_tokens)),
             },
+            is_followed,
         };
         if self.ablation != Ablation::LearningOff {
             self.shared.learn(&self.snapshot, &placement, &answer, true);
@@ -199,25 +261,28 @@ impl Gateway {
         self.decider.recycle(placement);
     }
 
-    /// A replica's report comes in: requests running and waiting, KV usage in millionths, tokens that wait for prefill.
-    pub(super) fn hear(&mut self, engine: u32, said: (u32, u32, u32, u32), beacons: Beacons, now: Now) {
+    /// A replica's report comes in.
+    pub(super) fn hear(&mut self, engine: u32, said: Said, now: Now) {
         let Some(slot) = ReplicaSlot::from_index(engine as usize) else { return };
-        let own = self.shared.load.read(slot);
-        let (running, waiting, kv_usage_ppm, prefill_tokens) = said;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a period in microseconds")]
-        let period_us = (beacons.period_s * 1e6) as u32;
         #[expect(clippy::cast_precision_loss, reason = "a share in millionths")]
-        let kv_usage = kv_usage_ppm as f32 / 1e6;
+        let kv_usage = said.kv_usage_ppm as f32 / 1e6;
+        let (block_tokens, blocks) = self.blocks.get(slot.index()).copied().unzip();
+        let (evicted, usage) = (Some(said.blocks_evicted), Some(kv_usage));
+        self.shared.hear_cache(slot, CacheSaid { evicted, usage, block_tokens, blocks }, now);
+        let made = now.0.saturating_sub(super::nanos(super::seconds(self.beacons.delay_s + self.beacons.period_s)));
+        let own = self.shared.load.most_since(slot, Now(made), now);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a period in microseconds")]
+        let period_us = (self.beacons.period_s * 1e6) as u32;
         self.publisher.publish(LoadReport {
             slot,
             source: LoadSource::Beacon,
             received: now,
             period_us,
-            running,
-            waiting,
+            running: said.running,
+            waiting: said.waiting,
             own_in_flight: own.requests,
-            prefill_tokens: Some(prefill_tokens),
-            own_prefill_tokens: u32::try_from(own.prefill_tokens).unwrap_or(u32::MAX),
+            prefill_tokens: Some(said.prefill_tokens),
+            own_prefill_tokens: own.prefill_tokens,
             kv_usage: Some(kv_usage),
         });
         self.unheard += 1;
@@ -226,6 +291,12 @@ impl Gateway {
             self.decider.hear(&self.shared, now);
         }
     }
+}
+
+/// Tokens to a block of an engine's cache, and blocks.
+fn blocks(engine: &EngineModel) -> (u32, u32) {
+    let blocks = engine.kv_tokens / u64::from(engine.block_tokens.max(1));
+    (engine.block_tokens, u32::try_from(blocks).unwrap_or(u32::MAX))
 }
 
 /// The fingerprint of a prompt: a hash for each whole block, which stands for all before it, as segments do.
