@@ -150,12 +150,6 @@ impl Placement {
         self.placed_at
     }
 
-    /// DEBUG
-    #[must_use]
-    pub const fn features(&self) -> Features {
-        self.features
-    }
-
     /// True when what the answer says is to be told to [`Self::go_on`].
     #[must_use]
     pub const fn goes_on(&self) -> bool {

@@ -68,8 +68,6 @@ pub struct Features {
     pub context_tokens: f32,
     /// Share of its time that the replica spends on prefill.
     pub prefill_share: f32,
-    /// DEBUG
-    pub dbg: [f32; 5],
 }
 
 impl Features {

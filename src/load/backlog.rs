@@ -137,8 +137,6 @@ pub struct Backlog {
     pub decoding: u32,
     /// Tokens generated so far by these, about.
     pub generated_tokens: f32,
-    /// DEBUG
-    pub dbg: [f32; 5],
     /// Share of the last ten seconds or so that new prefill takes; above one when it comes faster than it is computed.
     pub prefill_share: f32,
 }
@@ -407,7 +405,6 @@ impl Cell {
             is_full: join.is_full,
             decoding: decoding.answers,
             generated_tokens: generated,
-            dbg: [room.free, room.each, room.each_s as f32, room.own_share, decoding.prompts],
             prefill_share: narrow(self.lately_s(sent) / SHARE_OVER_S),
         }
     }

@@ -57,7 +57,6 @@ impl Load {
             requests: self.requests,
             context_tokens: self.context_tokens,
             prefill_share: self.backlog.prefill_share,
-            dbg: self.backlog.dbg,
         }
     }
 }
@@ -285,7 +284,6 @@ mod tests {
             step_s: if rng.bool() { 0.03 * rng.f32() } else { 0.0 },
             is_full: rng.u8(..8) == 0,
             decoding: 0,
-            dbg: [0.0; 5],
             generated_tokens: 0.0,
             prefill_share: 2.0 * rng.f32(),
         };

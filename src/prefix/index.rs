@@ -240,9 +240,6 @@ impl PrefixIndex {
         self.residency.uses(slot)
     }
 
-    /// DEBUG
-    pub fn dbg(&self, slot: ReplicaSlot) -> (u64, u32) { self.residency.dbg(slot) }
-
     /// Blocks that `slot` is believed to hold.
     /// A block that several cores note for one replica for the first time at the same moment counts once for each, until
     /// it ages out.

@@ -249,27 +249,6 @@ impl SimEngine {
         Some((steps.count, now.seconds_since(steps.began) / f64::from(steps.count)))
     }
 
-    /// DEBUG
-    pub fn dbg_free(&self) -> (u64, u64) {
-        (self.cache.available(), self.running.iter().map(|s| u64::from(s.context())).sum())
-    }
-
-    /// DEBUG: until the step under way ends, how long one decode step takes, and whether it has prefill.
-    pub fn phase(&self, now: Now) -> (f64, f64, bool) {
-        let Some(steps) = &self.steps else { return (0.0, 0.0, false) };
-        let passed = now.seconds_since(steps.began);
-        let one = decode_time(&self.model, steps, 1) * self.slowness;
-        if steps.count == 1 {
-            let pre = self.running.iter().any(|s| !s.is_prefilled());
-            return (steps.ends.seconds_since(now), one, pre);
-        }
-        let mut k = 1;
-        while decode_time(&self.model, steps, k) * self.slowness < passed {
-            k += 1;
-        }
-        (decode_time(&self.model, steps, k) * self.slowness - passed, one, false)
-    }
-
     /// A request arrives.
     pub fn submit(&mut self, request: EngineRequest, now: Now, out: &mut Vec<Emitted>) {
         let prompt_tokens: u32 = request.prompt.iter().map(|segment| segment.tokens).sum();

@@ -177,10 +177,6 @@ struct Live {
     first: Option<(Now, u32)>,
     placed: Option<gateway::Placed>,
     dictated: Option<u32>,
-    ideal_s: f64,
-    phase: (f64, f64, bool),
-    factor: (f32, u64),
-    truefree: (u64, u64),
 }
 
 /// Plays one run.
@@ -220,7 +216,6 @@ struct Run<'p> {
     /// Prompts in the order of their arrival, for Bélády.
     order: Vec<(u64, Vec<Segment>)>,
     dictated: ById<u32>,
-    en_route: Vec<(Now, u32)>,
     rng: fastrand::Rng,
 }
 
@@ -242,7 +237,6 @@ impl<'p> Run<'p> {
             measure: Measure::new(plan),
             order: Vec::new(),
             dictated: ById::default(),
-            en_route: Vec::new(),
             rng: fastrand::Rng::with_seed(plan.seed ^ 0x5eed),
         };
         run.begin();
@@ -367,10 +361,6 @@ impl<'p> Run<'p> {
             first: None,
             placed: None,
             dictated,
-            ideal_s: 0.0,
-            phase: (0.0, 0.0, false),
-            factor: (0.0, 0),
-            truefree: (0, 0),
         };
         let request = self.spare.pop().unwrap_or_else(|| {
             self.live.push(None);
@@ -411,67 +401,12 @@ impl<'p> Run<'p> {
         }
         let model = self.engines.get(live.slot.index()).map(SimEngine::model);
         let after_s = self.plan.network_delay_s + model.map_or(0.0, |model| model.overhead_s);
-        let arrives = self.now.plus(seconds(after_s));
-        self.en_route.push((arrives, request));
-        if std::env::var("EMBERLANE_DUMP").is_ok() {
-            let slot = self.live[request as usize].as_ref().map_or(0, |live| live.slot.index());
-            let mut engine = self.engines[slot].clone();
-            let mut arriving: std::collections::VecDeque<_> = self
-                .en_route
-                .iter()
-                .filter(|(_, r)| self.live[*r as usize].as_ref().is_some_and(|l| l.slot.index() == slot))
-                .copied()
-                .collect();
-            let mut out = Vec::new();
-            let mut ideal = 0.0;
-            'play: for _ in 0..100_000 {
-                let now = match (engine.next_at(), arriving.front().map(|a| a.0)) {
-                    (Some(a), Some(b)) => a.min(b),
-                    (a, b) => match a.or(b) {
-                        Some(t) => t,
-                        None => break,
-                    },
-                };
-                if engine.next_at() == Some(now) {
-                    engine.advance(now, &mut out);
-                } else if let Some((_, r)) = arriving.pop_front() {
-                    let live = self.live[r as usize].as_ref().unwrap();
-                    engine.submit(
-                        EngineRequest {
-                            id: r,
-                            prompt: live.prompt.clone(),
-                            output_tokens: live.asked.output_tokens,
-                            output: live.asked.output,
-                            seen_tokens: live.seen_tokens,
-                            dictated: live.dictated,
-                        },
-                        now,
-                        &mut out,
-                    );
-                }
-                for told in out.drain(..) {
-                    if let Emitted::First { id, .. } = told
-                        && id == request
-                    {
-                        ideal = now.seconds_since(self.now) + self.plan.network_delay_s;
-                        break 'play;
-                    }
-                }
-            }
-            if let Some(live) = self.live[request as usize].as_mut() {
-                live.ideal_s = ideal;
-                live.phase = self.engines[slot].phase(self.now);
-                live.factor = self.gateway.factor(live.slot);
-                live.truefree = self.engines[slot].dbg_free();
-            }
-        }
         self.after_s(after_s, Event::Arrive { request });
     }
 
     fn arrive_at_engine(&mut self, request: u32) {
         let Some(live) = self.live.get_mut(request as usize).and_then(Option::as_mut) else { return };
         let slot = live.slot.index();
-        self.en_route.retain(|(_, r)| *r != request);
         self.bound.arrived(slot, request);
         let asked = EngineRequest {
             id: request,
@@ -551,7 +486,6 @@ impl<'p> Run<'p> {
             self.seen.insert(live.asked.output, ());
         }
         if let Some(placed) = live.placed.take() {
-            self.gateway.dump(&placed, &live, self.now, live.arrived);
             self.gateway.finished(placed, &live, is_answered, self.now);
             self.release_held();
         }

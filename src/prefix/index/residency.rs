@@ -323,11 +323,6 @@ impl Residency {
         self.replicas.get(slot.index()).map_or(0, |replica| replica.uses.load(Relaxed))
     }
 
-    pub(super) fn dbg(&self, slot: ReplicaSlot) -> (u64, u32) {
-        let Some((window, replica)) = self.window(slot).zip(self.replicas.get(slot.index())) else { return (0, 0) };
-        (replica.in_use(window.clock, 1 << 40).all, window.end.span)
-    }
-
     pub(super) fn resident_blocks(&self, slot: ReplicaSlot) -> u64 {
         self.replicas.get(slot.index()).map_or(0, |replica| replica.resident.load(Relaxed))
     }

@@ -194,35 +194,6 @@ impl Gateway {
         (f64::from(predicted.ttft_p50_s), Some(f64::from(predicted.ttft_p90_s)), real_s)
     }
 
-    pub(super) fn factor(&self, slot: ReplicaSlot) -> (f32, u64) {
-        (self.shared.index.dbg(slot).1 as f32, self.shared.index.dbg(slot).0)
-    }
-    pub(super) fn dump(&self, placed: &Placed, live: &Live, now: Now, arrived: Now) {
-        use std::io::Write;
-        static OUT: parking_lot::Mutex<Option<std::io::BufWriter<std::fs::File>>> = parking_lot::Mutex::new(None);
-        let Ok(path) = std::env::var("EMBERLANE_DUMP") else { return };
-        let mut out = OUT.lock();
-        if out.is_none() {
-            let mut file = std::io::BufWriter::new(std::fs::File::create(path).unwrap());
-            writeln!(file, "at,slot,prompt,cached,warm,uncached_f,ahead_s,queued,decoding,requests,context,share,elsewhere,inflight,p50,p90,real,output,base,token,pair,ahead,dec,ctx,b00,b01,b10,b11,ideal,sent,end,ph,step,pre,id,factor,resident,fstep,lead,free,each,each_s,share_own,dprompts,truefree,truedec").unwrap();
-            *out = Some(file);
-        }
-        let f = placed.placement.features();
-        let c = &placed.placement.decision.chosen;
-        let k = self.shared.rates.coefficients(c.slot);
-        let Some(first) = placed.first_at else { return };
-        let real = first.seconds_since(placed.placement.placed_at());
-        let cached = live.first.map_or(0, |f| f.1);
-        writeln!(
-            out.as_mut().unwrap(),
-            "{:.6},{},{},{},{:.0},{:.0},{:.5},{},{},{},{:.0},{:.3},{},{},{:.5},{:.5},{:.5},{},{},{},{},{},{},{},{},{},{},{},{:.5},{:.6},{:.6},{:.6},{:.6},{},{},{:.4},{},{},{},{},{},{},{},{},{},{}",
-            arrived.seconds_since(Now(0)), c.slot.0, live.prompt_tokens, cached, c.warm_tokens, f.uncached_tokens, f.ahead_s,
-            f.band as u8, u8::from(f.step_s > 0.0), f.requests, f.context_tokens, f.prefill_share, c.elsewhere, c.in_flight,
-            c.predicted.ttft_p50_s, c.predicted.ttft_p90_s, real, live.asked.output_tokens,
-            k.base_s, k.token_s, k.pair_s, k.ahead, k.steps, k.travel_s, k.ttft[1][0], k.ttft[1][1], k.ttft[2][0], k.ttft[2][1], live.ideal_s + placed.sent_at.seconds_since(placed.placement.placed_at()), placed.sent_at.seconds_since(Now(0)), now.seconds_since(Now(0)), live.phase.0, live.phase.1, u8::from(live.phase.2), placed.placement.decision.id.0, live.factor.0, live.factor.1, f.step_s, k.travel_s, f.dbg[0], f.dbg[1], f.dbg[2], f.dbg[3], f.dbg[4], live.truefree.0, live.truefree.1
-        ).unwrap();
-    }
-
     /// It is over.
     pub(super) fn finished(&mut self, mut placed: Placed, live: &Live, is_answered: bool, now: Now) {
         let is_followed = placed.underway.is_followed();
