@@ -16,7 +16,7 @@ mod predicted;
 mod quantile;
 mod recursive;
 
-pub use self::features::Features;
+pub use self::features::{Band, Features, steps};
 pub use self::latency::{Accuracy, Coefficients};
 pub use self::predicted::{Prediction, Timing};
 
@@ -34,6 +34,13 @@ const SAMPLES_TO_TRUST: u32 = 8;
 const SAME_WITHIN: f32 = 1.5;
 /// Samples before a replica may be priced apart from its pool.
 const SAMPLES_TO_DIFFER: u32 = 64;
+/// Share of an answer in the mean time that requests stay, and in that of answers.
+const SERVICE_STEP: f32 = 0.1;
+const ANSWER_STEP: f32 = 0.01;
+/// Share of an answer in the mean of what is found beyond whole blocks.
+const TAIL_STEP: f32 = 0.02;
+/// Tokens that are no more than the end of a block.
+const TAIL_MAX: f32 = 256.0;
 /// What one answer took.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
@@ -77,6 +84,10 @@ struct Cell {
     prefill_s_per_token: AtomicU32,
     decode_s_per_token: AtomicU32,
     service_s: AtomicU32,
+    /// Mean seconds of an answer after its first token (the bits of an `f32`).
+    answer_s: AtomicU32,
+    /// Mean of the tokens found beyond the index's last whole block, plus one (the bits of an `f32`; zero: none yet).
+    tail: AtomicU32,
     samples: AtomicU32,
     latency: LatencyCell,
     /// It is predicted by its own latencies and not by its pool's.
@@ -93,6 +104,8 @@ impl Cell {
             prefill_s_per_token: AtomicU32::new(0),
             decode_s_per_token: AtomicU32::new(0),
             service_s: AtomicU32::new(0),
+            answer_s: AtomicU32::new(0),
+            tail: AtomicU32::new(0),
             samples: AtomicU32::new(0),
             latency: LatencyCell::new(prior),
             is_apart: AtomicBool::new(false),
@@ -129,6 +142,8 @@ impl Cell {
         *self.fit.lock() = Fit::new(prior);
         self.publish(prior, 0);
         self.service_s.store(0, Relaxed);
+        self.answer_s.store(0, Relaxed);
+        self.tail.store(0, Relaxed);
         self.latency.reset(Latency::new(prior));
         self.is_apart.store(false, Relaxed);
         self.errors.iter().for_each(|error| error.store(0, Relaxed));
@@ -250,6 +265,23 @@ impl LearnedRates {
         self.replicas.get(slot.index()).map_or(0.0, |cell| f32::from_bits(cell.service_s.load(Relaxed)))
     }
 
+    /// Mean seconds of an answer after its first token, of the replicas that `slot` is priced like; zero until there was
+    /// one.
+    #[inline]
+    #[must_use]
+    pub fn answer_s(&self, slot: ReplicaSlot) -> f32 {
+        self.pool(slot).map_or(0.0, |pool| f32::from_bits(pool.answer_s.load(Relaxed)))
+    }
+
+    /// Tokens that replicas like `slot` find of a prompt beyond the last whole block that the index knows of, in the mean;
+    /// `None` until that is known.
+    #[inline]
+    #[must_use]
+    pub fn tail_tokens(&self, slot: ReplicaSlot) -> Option<f32> {
+        let tail = self.pool(slot).map_or(0.0, |pool| f32::from_bits(pool.tail.load(Relaxed)));
+        (tail > 0.0).then_some(tail - 1.0)
+    }
+
     /// Samples behind the rates of `slot`.
     #[must_use]
     pub fn samples(&self, slot: ReplicaSlot) -> u32 {
@@ -276,12 +308,17 @@ impl LearnedRates {
     /// Learns how long a request stayed.
     pub fn learn_service(&self, slot: ReplicaSlot, seconds: f64) {
         if let Some(cell) = self.replicas.get(slot.index()) {
-            let before = f32::from_bits(cell.service_s.load(Relaxed));
-            let sample = narrow(seconds.clamp(0.0, 3600.0));
-            let next = if before == 0.0 { sample } else { before + 0.1 * (sample - before) };
-            cell.service_s.store(next.to_bits(), Relaxed);
+            follow(&cell.service_s, seconds, SERVICE_STEP);
         }
     }
+}
+
+/// Moves a mean by `step` of its distance to `sample`. Two shards at once may lose one of two samples.
+fn follow(mean: &AtomicU32, sample: f64, step: f32) {
+    let before = f32::from_bits(mean.load(Relaxed));
+    let sample = narrow(sample.clamp(0.0, 3600.0));
+    let next = if before == 0.0 { sample } else { before + step * (sample - before) };
+    mean.store(next.to_bits(), Relaxed);
 }
 
 /// Prompt bytes to a token, learned for one model from what engines count.

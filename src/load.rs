@@ -10,6 +10,7 @@ pub mod backlog;
 pub mod columns;
 pub mod gate;
 pub mod heard;
+mod history;
 pub mod plane;
 pub mod receive;
 pub mod report;
@@ -17,6 +18,9 @@ pub mod ring;
 mod udp;
 pub mod xdp;
 
+pub use self::history::Most;
+
+use self::history::History;
 use crate::clock::Now;
 use crate::id::ReplicaSlot;
 use std::sync::Arc;
@@ -43,6 +47,13 @@ struct Cell {
     requests: AtomicU32,
     prefill_tokens: AtomicU64,
     context_tokens: AtomicU64,
+    history: History,
+}
+
+impl Cell {
+    fn note(&self, now: Now) {
+        self.history.note(self.requests.load(Relaxed), self.prefill_tokens.load(Relaxed), now);
+    }
 }
 
 /// In-flight work by replica, exact at any moment, shared by all shards.
@@ -112,6 +123,16 @@ impl LoadColumns {
         }
     }
 
+    /// The most that was in flight at `slot` at any time from `from` to `now`: what a report of that age is to be held
+    /// against.
+    #[must_use]
+    pub fn most_since(&self, slot: ReplicaSlot, from: Now, now: Now) -> Most {
+        self.cells.get(slot.index()).map_or_else(Most::default, |cell| {
+            cell.note(now);
+            cell.history.most(from, now)
+        })
+    }
+
     /// Requests in flight at all replicas.
     #[must_use]
     pub fn in_flight_total(&self) -> u64 {
@@ -139,14 +160,21 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// Counts a request with `uncached_tokens` of prefill ahead of it at `slot`, where it holds `context_tokens` until it
-    /// ends: its whole prompt, and what the caller expects it to generate.
+    /// Counts a request with `uncached_tokens` of prefill ahead of it at `slot` from `now` on, where it holds
+    /// `context_tokens` until it ends: its whole prompt, and what the caller expects it to generate.
     #[must_use]
-    pub fn start(columns: &Arc<LoadColumns>, slot: ReplicaSlot, uncached_tokens: u64, context_tokens: u64) -> Self {
+    pub fn start(
+        columns: &Arc<LoadColumns>,
+        slot: ReplicaSlot,
+        uncached_tokens: u64,
+        context_tokens: u64,
+        now: Now,
+    ) -> Self {
         columns.change(slot, |cell| {
             cell.requests.fetch_add(1, Relaxed);
             cell.prefill_tokens.fetch_add(uncached_tokens, Relaxed);
             cell.context_tokens.fetch_add(context_tokens, Relaxed);
+            cell.note(now);
         });
         Self { columns: Arc::clone(columns), slot, prefill_tokens: uncached_tokens, context_tokens }
     }
@@ -187,8 +215,8 @@ mod tests {
     fn counts_return_to_zero_however_a_request_ends() {
         let columns = Arc::new(LoadColumns::new(4));
         let slot = ReplicaSlot(2);
-        let mut streaming = Flight::start(&columns, slot, 100, 400);
-        let cancelled = Flight::start(&columns, slot, 50, 60);
+        let mut streaming = Flight::start(&columns, slot, 100, 400, Now(0));
+        let cancelled = Flight::start(&columns, slot, 50, 60, Now(0));
         assert_eq!((columns.in_flight(slot), columns.prefill_tokens(slot)), (2, 150));
         streaming.prefilled();
         streaming.prefilled();
@@ -196,7 +224,7 @@ mod tests {
         assert_eq!(columns.read(slot), rest, "its context stays until it ends");
         drop(cancelled);
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _flight = Flight::start(&columns, slot, 7, 7);
+            let _flight = Flight::start(&columns, slot, 7, 7, Now(0));
             panic!("handler failed");
         }));
         assert!(panicked.is_err());
@@ -213,7 +241,7 @@ mod tests {
             let before = std::mem::replace(&mut seen, versions());
             assert!(before[1] != seen[1] && before[0] == seen[0] && before[2] == seen[2], "{what}");
         };
-        let mut flight = Flight::start(&columns, ReplicaSlot(17), 5, 9);
+        let mut flight = Flight::start(&columns, ReplicaSlot(17), 5, 9, Now(0));
         moved("started");
         flight.prefilled();
         moved("prefilled");

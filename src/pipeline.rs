@@ -136,8 +136,9 @@ pub struct Placement {
     retractions_before: u32,
     /// What the chosen replica had used of it before, and when.
     trail: Trail,
-    /// The replica's clock in the index when it was placed.
+    /// The replica's clock in the index when it was placed, and how often it had been used.
     clock: u32,
+    uses: u32,
 }
 
 impl Placement {
@@ -166,6 +167,7 @@ impl Placement {
             retractions_before: 0,
             trail: Trail::default(),
             clock: 0,
+            uses: 0,
         }
     }
 
@@ -507,6 +509,8 @@ impl Decider {
         placement.held_blocks = self.depths.get(placement.decision.chosen.slot) as usize;
         (placement.indexed_tokens, placement.warm_blocks) =
             self.candidates.said(pick.best).unwrap_or((placement.decision.chosen.warm_tokens, placement.held_blocks));
+        let awaited = underway::awaited(shared, snapshot, placement, chain, now);
+        choice::hold(placement, self.candidates.shown(), pick.best, awaited, known);
         placement.hold = self.candidates.hold(known, pick.best, candidates, placement);
         if placement.hold.is_none() {
             placement.hold = hold::in_line(known, self.candidates.shown(), pick.best, placement);

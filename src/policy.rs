@@ -103,6 +103,8 @@ pub struct View {
     pub barred: Vec<u16>,
     /// Tokens of this prompt.
     pub prompt_tokens: f32,
+    /// Tokens to a block of the prefix index.
+    pub index_block_tokens: f32,
     /// The request was placed before, and failed there.
     pub is_retry: bool,
     /// Whose turn it is.

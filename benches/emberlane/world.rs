@@ -154,6 +154,7 @@ impl World {
             decision.chosen.slot,
             decision.chosen.uncached_tokens(),
             decision.whole_prompt_tokens(),
+            self.now,
         );
         self.flying.push_back((flight, placed));
         let prefilled = self.flying.len().checked_sub(self.flying_max / PREFILLING + 1);

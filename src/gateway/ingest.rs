@@ -41,6 +41,8 @@ const REFUSED_MAX: u32 = 4_000;
 const FORGED_COST: u32 = 10;
 /// For each reason, a refusal is logged once in this time.
 const LOG_EVERY: Duration = Duration::from_secs(60);
+/// What an engine's metrics page says is as old as its last step, at most this.
+const ENGINE_LOOKS_EVERY: Duration = Duration::from_millis(100);
 /// What one ingest thread works with.
 pub(super) struct Ingest {
     core: Arc<Core>,
@@ -81,7 +83,7 @@ impl Ingest {
             registration: snapshot.config.discovery.beacons,
         };
         match core.plane.gate.admit(datagram, from, &rules, unix_ns, now) {
-            Ok(heard) => self.take(&heard, now),
+            Ok(heard) => self.take(&heard, unix_ns, now),
             Err(refusal) => self.refuse(refusal, from, !keys.is_empty(), now),
         }
     }
@@ -96,7 +98,7 @@ impl Ingest {
         }
     }
 
-    fn take(&mut self, heard: &Heard<'_>, now: Now) {
+    fn take(&mut self, heard: &Heard<'_>, unix_ns: u64, now: Now) {
         self.core.metrics.load.beacons.inc();
         let head = heard.beacon.head();
         self.tell_if_new(heard, now);
@@ -112,7 +114,8 @@ impl Ingest {
         let period = Duration::from_micros(u64::from(head.period_us));
         self.core.shared.health.beacon(slot, load.ready, load.draining, period, now);
         self.core.plane.heard.note(slot, LastWord { at: now, period, source: LoadSource::Beacon });
-        self.publisher.publish(report(&self.core, slot, LoadSource::Beacon, period, &load, now));
+        let age = Duration::from_nanos(unix_ns.saturating_sub(head.sent_unix_ns));
+        self.publisher.publish(report(&self.core, slot, LoadSource::Beacon, (period, age), &load, now));
     }
 
     /// Tells the control thread what is new; what found no room is told again when it is said again. A stranger is told of
@@ -180,18 +183,19 @@ pub(super) fn emptied(core: &Core, slot: ReplicaSlot, is_restart: bool, now: Now
     tracing::info!(replica, "{what}: its prefixes are forgotten");
 }
 
-/// What shards are told of `slot`; what is said of its cache is taken up here.
+/// What shards are told of `slot` by a report that was `age` on its way to be heard at `now`, one each `period`; what is
+/// said of its cache is taken up here.
 pub(super) fn report(
     core: &Core,
     slot: ReplicaSlot,
     source: LoadSource,
-    period: Duration,
+    (period, age): (Duration, Duration),
     load: &Load,
     now: Now,
 ) -> LoadReport {
-    let Load { blocks_evicted: evicted, kv_usage: usage, kv_block_tokens: block_tokens, .. } = *load;
-    core.shared.hear_cache(slot, Said { evicted, usage, block_tokens });
-    let own = core.shared.load.read(slot);
+    let Load { blocks_evicted: evicted, kv_usage: usage, kv_blocks: blocks, kv_block_tokens: block_tokens, .. } = *load;
+    core.shared.hear_cache(slot, Said { evicted, usage, block_tokens, blocks }, now);
+    let own = core.shared.load.most_since(slot, made_after(now, period, age), core.clock.now());
     LoadReport {
         slot,
         source,
@@ -201,9 +205,16 @@ pub(super) fn report(
         waiting: load.waiting,
         own_in_flight: own.requests,
         prefill_tokens: load.prefill_tokens,
-        own_prefill_tokens: u32::try_from(own.prefill_tokens).unwrap_or(u32::MAX),
+        own_prefill_tokens: own.prefill_tokens,
         kv_usage: load.kv_usage,
     }
+}
+
+/// The earliest time of which a report may tell that was `age` on its way to be heard at `now`: whoever sent it looked at
+/// the engine at most a `period` before, and the engine at itself.
+fn made_after(now: Now, period: Duration, age: Duration) -> Now {
+    let before = age.saturating_add(period).saturating_add(ENGINE_LOOKS_EVERY);
+    Now(now.0.saturating_sub(u64::try_from(before.as_nanos()).unwrap_or(u64::MAX)))
 }
 
 /// Whether a beacon had to bear a good MAC, where there are keys, to be refused for this.

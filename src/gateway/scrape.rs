@@ -187,7 +187,7 @@ impl Scrape {
         }
         let load = seen.reading.load();
         core.plane.heard.note(slot, LastWord { at: asked, period, source: LoadSource::Scrape });
-        self.publisher.lock().publish(report(core, slot, LoadSource::Scrape, period, &load, asked));
+        self.publisher.lock().publish(report(core, slot, LoadSource::Scrape, (period, Duration::ZERO), &load, asked));
     }
 }
 

@@ -2,24 +2,36 @@
 //!
 //! The fit is of relative errors: a tenth of a short time counts as much as a tenth of a long one. It learns from what the
 //! engine says it computed. Quantiles are of actual by expected time, where expected is by what was known at the decision;
-//! so they take in what the gateway was wrong about, too. They are kept apart for requests with prefill ahead of them.
+//! so they take in what the gateway was wrong about, too. They are kept apart by [`Band`].
+//!
+//! Who comes after a request and before its first token may share a step with it, and make that longer; that says nothing
+//! of what the request itself costs. So the fit learns from requests that nobody followed, as long as there are such.
+//!
+//! How long a request is on its way matters beside what it adds: by that it is known which step it finds. A request that
+//! nobody followed, and that found nothing but answers under way, tells when the step began in which it was computed: it was
+//! there by then, and not yet a step before. So each says that the way took no longer than so much, and no less than a step
+//! less; and whichever bound is broken, by that the way moves a little ([`Latency::follow_travel`]).
 
 use super::drift::Drift;
-use super::features::{CONTEXT, Features, PAIRS, REQUESTS, TOKENS, TPOT_TERMS, TTFT_TERMS};
+use super::features::{Band, CONTEXT, Features, PAIRS, REQUESTS, STEP_TERMS, TOKENS, TPOT_TERMS, TTFT_TERMS, steps};
 use super::predicted::Prediction;
 use super::quantile::Quantiles;
 use super::recursive::{Recursive, Vector};
 use super::{Rates, narrow};
+use crate::load::backlog::{Pace, Step};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-/// Share of old evidence kept a sample: a memory of 300; and for a while after something has changed: of 25.
-const KEPT: f64 = 0.9967;
+/// Share of old evidence kept a sample: a memory of 500; and for a while after something has changed: of 25.
+const KEPT: f64 = 0.998;
 const KEPT_IN_HURRY: f64 = 0.96;
+/// Samples until a fit has found its place.
+const SAMPLES_TO_SETTLE: u32 = 16;
 /// How much faster quantiles move after something has changed.
 const HASTE: f64 = 4.0;
-/// What is known of each coefficient at the start.
+/// What is known of each coefficient at the start; and of those that say that a second ahead is a second.
 const CERTAINTY_LEAST: f64 = 0.02;
+const CERTAINTY_OF_SECONDS: f64 = 1e3;
 /// Relative residuals that are nothing to look at.
 const RESIDUAL_LEAST: f64 = 0.01;
 /// Times are held to be at least this long, seconds, where errors are relative to them: network jitter is no error.
@@ -27,44 +39,55 @@ const TTFT_LEAST_S: f64 = 2e-3;
 const TPOT_LEAST_S: f64 = 2e-4;
 /// Nobody waits longer, seconds.
 const TIME_MAX_S: f64 = 3600.0;
+/// Requests in a row that were followed by others, until one of them counts as if it had not been.
+const FOLLOWED_MAX: u32 = 20;
+/// How far the way moves when a bound is broken, in steps of the engine: at least, and at most.
+const TRAVEL_STEP: f64 = 0.02;
+const TRAVEL_STEP_MAX: f64 = 0.5;
+/// Of prefills that take longer than so many steps, it is not known that exactly what they took.
+const TRAVEL_PREFILL_STEPS: f64 = 4.0;
 /// Coefficients before the first sample that rates say nothing of: by the published figures of an 8B model on an H100.
 const PAIRS_AT_FIRST: f64 = 0.0;
-const DECODING_AT_FIRST_S: f64 = 0.01;
 const CONTEXT_AT_FIRST: f64 = 0.05;
+/// Bands of times per output token: with nothing ahead, and with something.
+const TPOT_BANDS: usize = 2;
 
 /// One kind of time.
 #[derive(Clone, Debug)]
-struct Times<const N: usize> {
+struct Times<const N: usize, const B: usize> {
     fit: Recursive<N>,
-    /// With nothing ahead, and with something.
-    bands: [Quantiles; 2],
+    bands: [Quantiles; B],
     drift: Drift,
     least_s: f64,
+    /// Since the last sample that the fit has learned from.
+    passed_over: u32,
 }
 
-impl<const N: usize> Times<N> {
-    fn new(coefficients: Vector<N>, least_s: f64) -> Self {
-        let fit = Recursive::new(coefficients, [CERTAINTY_LEAST; N], RESIDUAL_LEAST);
-        Self { fit, bands: [Quantiles::default(); 2], drift: Drift::default(), least_s }
-    }
-
-    fn median(&self, x: &Vector<N>, is_queued: bool) -> f64 {
-        (self.fit.expects(x) * self.bands[usize::from(is_queued)].p50()).max(self.least_s)
+impl<const N: usize, const B: usize> Times<N, B> {
+    fn new(coefficients: Vector<N>, certainty: Vector<N>, least_s: f64) -> Self {
+        let fit = Recursive::new(coefficients, certainty, RESIDUAL_LEAST);
+        Self { fit, bands: [Quantiles::default(); B], drift: Drift::default(), least_s, passed_over: 0 }
     }
 
     /// Learns one time. True when that makes it certain that something has changed.
     fn learn(&mut self, one: &One<N>) -> bool {
-        let One { seen, was, is_queued, seconds, was_above } = *one;
-        let band = &mut self.bands[usize::from(is_queued)];
-        let ratio = seconds / self.fit.expects(&seen).max(self.least_s);
-        let has_changed = self.drift.learn((ratio / band.p50()).ln(), band.spread());
+        let One { seen, was, band, offset_s, seconds, was_above, is_plain, is_fitted } = *one;
+        let Some(band) = self.bands.get_mut(band) else { return false };
+        let ratio = seconds / (self.fit.expects(&seen) + offset_s).max(self.least_s);
+        let is_plain = is_fitted && (is_plain || self.passed_over >= FOLLOWED_MAX);
+        self.passed_over = if is_plain { 0 } else { self.passed_over.saturating_add(u32::from(is_fitted)) };
+        let has_changed = is_plain && self.drift.learn((ratio / band.p50()).ln(), band.spread());
         let (kept, haste) = if self.drift.is_recent() { (KEPT_IN_HURRY, HASTE) } else { (KEPT, 1.0) };
         // A fit that is still finding its place says nothing of what surrounds it.
-        if self.fit.samples() >= super::SAMPLES_TO_TRUST {
+        if self.fit.samples() >= SAMPLES_TO_SETTLE {
             band.learn(ratio, was_above, haste);
         }
-        let scale = self.fit.expects(&was).clamp(seconds / 4.0, seconds * 4.0).max(self.least_s);
-        self.fit.learn(&was.map(|feature| feature / scale), seconds / scale, kept);
+        if is_plain {
+            let expected = self.fit.expects(&was) + offset_s;
+            let scale = expected.clamp(seconds / 4.0, seconds * 4.0).max(self.least_s);
+            let is_news = self.drift.is_recent();
+            self.fit.learn(&was.map(|feature| feature / scale), (seconds - offset_s) / scale, kept, is_news);
+        }
         has_changed
     }
 }
@@ -75,9 +98,15 @@ struct One<const N: usize> {
     seen: Vector<N>,
     /// What it turned out to be.
     was: Vector<N>,
-    is_queued: bool,
+    band: usize,
+    /// To be added to what the fit expects.
+    offset_s: f64,
     seconds: f64,
     was_above: Option<bool>,
+    /// Nobody came in between.
+    is_plain: bool,
+    /// It is of a kind that the fit learns from.
+    is_fitted: bool,
 }
 
 /// What one answer took, beside what was known before.
@@ -89,6 +118,8 @@ pub(super) struct Observed {
     pub(super) ttft_s: f64,
     /// `None` where there are too few output tokens to say.
     pub(super) tpot_s: Option<f64>,
+    /// Others came between it and its first token.
+    pub(super) is_followed: bool,
 }
 
 impl Observed {
@@ -96,9 +127,10 @@ impl Observed {
         let is_time = |seconds: f64| (0.0..TIME_MAX_S).contains(&seconds);
         let is_count = |count: &f32| (0.0..1e9).contains(count);
         let sound = |features: &Features| {
-            let Features { uncached_tokens, cached_tokens, requests, context_tokens, ahead_s, prefill_share, .. } =
-                features;
-            [uncached_tokens, cached_tokens, requests, context_tokens, ahead_s, prefill_share].into_iter().all(is_count)
+            let Features { uncached_tokens, cached_tokens, held_s, ahead_s, room_tokens, step_s, .. } = features;
+            let Features { requests, context_tokens, prefill_share, .. } = features;
+            let counts = [uncached_tokens, cached_tokens, held_s, ahead_s, room_tokens, step_s];
+            counts.into_iter().chain([requests, context_tokens, prefill_share]).all(is_count)
         };
         is_time(self.ttft_s) && self.tpot_s.is_none_or(is_time) && sound(&self.seen) && sound(&self.was)
     }
@@ -107,8 +139,13 @@ impl Observed {
 /// Both kinds of time.
 #[derive(Clone, Debug)]
 pub(super) struct Latency {
-    ttft: Times<TTFT_TERMS>,
-    tpot: Times<TPOT_TERMS>,
+    ttft: Times<TTFT_TERMS, { Band::COUNT }>,
+    tpot: Times<TPOT_TERMS, TPOT_BANDS>,
+    /// The way to a replica and back, seconds; and what it was learned from. Before there is any, it is all of what the fit
+    /// has for an idle one.
+    travel_s: f64,
+    travels: u32,
+    step: Recursive<STEP_TERMS>,
 }
 
 impl Latency {
@@ -116,9 +153,16 @@ impl Latency {
     pub(super) fn new(prior: Rates) -> Self {
         let [base, prefill, decode] =
             [prior.base_s, prior.prefill_s_per_token, prior.decode_s_per_token].map(f64::from);
-        let ttft = [base, prefill * TOKENS, PAIRS_AT_FIRST, 1.0, DECODING_AT_FIRST_S, CONTEXT_AT_FIRST];
+        let ttft = [base, prefill * TOKENS, PAIRS_AT_FIRST, 1.0, 1.0];
         let tpot = [decode, 0.0, CONTEXT_AT_FIRST, 0.0];
-        Self { ttft: Times::new(ttft, TTFT_LEAST_S), tpot: Times::new(tpot, TPOT_LEAST_S) }
+        let [some, firm] = [CERTAINTY_LEAST, CERTAINTY_OF_SECONDS];
+        Self {
+            ttft: Times::new(ttft, [some, some, some, firm, firm], TTFT_LEAST_S),
+            tpot: Times::new(tpot, [some; TPOT_TERMS], TPOT_LEAST_S),
+            travel_s: 0.0,
+            travels: 0,
+            step: Recursive::new([decode, 0.0, CONTEXT_AT_FIRST], [some; STEP_TERMS], RESIDUAL_LEAST),
+        }
     }
 
     pub(super) const fn samples(&self) -> u32 {
@@ -127,93 +171,158 @@ impl Latency {
 
     /// Expected median time to first token.
     pub(super) fn ttft_median_s(&self, features: &Features) -> f64 {
-        self.ttft.median(&features.ttft(), features.is_queued)
+        let median = self.ttft.bands.get(features.band as usize).map_or(1.0, Quantiles::p50);
+        let expected_s = self.ttft.fit.expects(&features.ttft()) + self.offset_s(features);
+        (median * expected_s).max(TTFT_LEAST_S)
+    }
+
+    /// What comes to a time to first token beside what is fitted.
+    fn offset_s(&self, features: &Features) -> f64 {
+        f64::from(features.held_s) + if features.step_s > 0.0 { self.travel_s() } else { 0.0 }
     }
 
     /// Learns one answer; `has_predicted`: what was predicted was by this. True when it makes it certain that something has
     /// changed.
     pub(super) fn learn(&mut self, observed: &Observed, has_predicted: bool) -> bool {
-        let Observed { seen, was, predicted, ttft_s, tpot_s } = observed;
-        let is_queued = seen.is_queued;
+        let Observed { seen, was, predicted, ttft_s, tpot_s, is_followed } = observed;
         let above = |seconds: f64, p90_s: f32| has_predicted.then_some(seconds > f64::from(p90_s));
+        if seen.band == Band::Decoding && !is_followed {
+            self.follow_travel(was, *ttft_s);
+        }
         let mut has_changed = self.ttft.learn(&One {
             seen: seen.ttft(),
             was: was.ttft(),
-            is_queued,
+            band: seen.band as usize,
+            offset_s: self.offset_s(seen),
             seconds: *ttft_s,
             was_above: above(*ttft_s, predicted.ttft_p90_s),
+            is_plain: !is_followed,
+            is_fitted: !matches!(seen.band, Band::Held | Band::Full),
         });
         if let Some(seconds) = *tpot_s {
             has_changed |= self.tpot.learn(&One {
                 seen: seen.tpot(),
                 was: was.tpot(),
-                is_queued,
+                band: usize::from(is_behind(seen.band)),
+                offset_s: 0.0,
                 seconds,
                 was_above: above(seconds, predicted.tpot_p90_s),
+                is_plain: true,
+                is_fitted: true,
             });
         }
         has_changed
     }
 
+    fn travel_s(&self) -> f64 {
+        let [base_s, ..] = self.ttft.fit.coefficients();
+        if self.travels == 0 { base_s } else { self.travel_s }
+    }
+
+    /// Learns from a request that found answers under way, and whose first token came after `ttft_s`, how long the way is.
+    fn follow_travel(&mut self, was: &Features, ttft_s: f64) {
+        let step_s = f64::from(was.step_s);
+        let [_, new, pairs, ..] = was.ttft();
+        let [_, token, pair, ..] = self.ttft.fit.coefficients();
+        let prefill_s = new * token + pairs * pair;
+        // From the decision until the step began.
+        let until_s = ttft_s - prefill_s - f64::from(was.steps_s());
+        if prefill_s > TRAVEL_PREFILL_STEPS * step_s || self.ttft.fit.samples() < super::SAMPLES_TO_TRUST {
+            return;
+        }
+        let travel_s = self.travel_s();
+        let by = step_s * (TRAVEL_STEP_MAX / f64::from(self.travels + 1)).max(TRAVEL_STEP);
+        self.travels = self.travels.saturating_add(1);
+        self.travel_s = match travel_s {
+            travel_s if travel_s > until_s => (travel_s - by).max(0.0),
+            travel_s if travel_s <= until_s - step_s => travel_s + by,
+            travel_s => travel_s,
+        };
+    }
+
+    /// Learns what a step takes.
+    pub(super) fn learn_step(&mut self, step: &Step) {
+        let seconds = f64::from(step.seconds).max(TPOT_LEAST_S);
+        let x = [1.0, f64::from(step.answers) / REQUESTS, f64::from(step.tokens) / CONTEXT];
+        self.step.learn(&x.map(|feature| feature / seconds), 1.0, KEPT, false);
+    }
+
     /// The coefficients, in the units that predictions use.
     pub(super) fn coefficients(&self) -> Coefficients {
-        let [base, tokens, pairs, ahead, decoding, context] = self.ttft.fit.coefficients();
-        let [step, requests, tpot_context, prefill] = self.tpot.fit.coefficients();
-        let quantiles = |of: &[Quantiles; 2]| of.map(|band| [narrow(band.p50()), narrow(band.p90())]);
+        let [base, tokens, pairs, ahead, steps] = self.ttft.fit.coefficients();
+        let [tpot, tpot_request, tpot_context, tpot_prefill] = self.tpot.fit.coefficients();
+        let [step, step_request, step_context] = self.step.coefficients();
+        let quantiles = |band: Quantiles| [narrow(band.p50()), narrow(band.p90())];
         Coefficients {
             base_s: narrow(base),
+            travel_s: narrow(self.travel_s()),
             token_s: narrow(tokens / TOKENS),
             pair_s: narrow(pairs / PAIRS),
             ahead: narrow(ahead),
-            decoding_s: narrow(decoding),
-            context_token_s: narrow(context / CONTEXT),
-            ttft: quantiles(&self.ttft.bands),
+            steps: narrow(steps),
+            ttft: self.ttft.bands.map(quantiles),
             step_s: narrow(step),
-            step_request_s: narrow(requests / REQUESTS),
-            step_token_s: narrow(tpot_context / CONTEXT),
-            step_prefill_s: narrow(prefill),
-            tpot: quantiles(&self.tpot.bands),
+            step_request_s: narrow(step_request / REQUESTS),
+            step_token_s: narrow(step_context / CONTEXT),
+            tpot_s: narrow(tpot),
+            tpot_request_s: narrow(tpot_request / REQUESTS),
+            tpot_token_s: narrow(tpot_context / CONTEXT),
+            tpot_prefill_s: narrow(tpot_prefill),
+            tpot: self.tpot.bands.map(quantiles),
         }
     }
+}
+
+/// Whether others' prefill comes before its own.
+const fn is_behind(band: Band) -> bool {
+    matches!(band, Band::Queued | Band::Held | Band::Full)
 }
 
 /// What predictions are made from.
 ///
 /// ```text
-/// TTFT = p · (base + n·token + n·(c + n/2)·pair + ahead·(seconds of prefill ahead) + decoding? + context·context_token)
-/// TPOT = p · (step + requests·step_request + (context + own)·step_token + prefill share·step_prefill)
+/// TTFT = p · (held + way + n·token + n·(c + n/2)·pair + ahead·(seconds ahead) + steps·(seconds of decoding))
+/// TPOT = p · (base + requests·request + (context + own)·token + prefill share·prefill)
 /// ```
-/// for `n` tokens to compute after `c` cached ones; `p` are quantiles of how actual times relate to that.
+/// for `n` tokens to compute after `c` cached ones; the way is `base` where nothing is decoded, else `travel`; `p` are
+/// quantiles of how actual times relate to that.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Coefficients {
-    /// Seconds before anything else.
+    /// Seconds before anything else, at an idle engine.
     pub base_s: f32,
+    /// The same where answers are under way: the way there and back.
+    pub travel_s: f32,
     /// For each token to compute.
     pub token_s: f32,
     /// For each pair of a token to compute and one before it.
     pub pair_s: f32,
-    /// For each second of prefill ahead.
+    /// For each second until its prefill begins.
     pub ahead: f32,
-    /// While others are decoded.
-    pub decoding_s: f32,
-    /// For each prompt token of those there.
-    pub context_token_s: f32,
-    /// The median and the ninetieth percentile of actual by expected TTFT: with nothing ahead, and with something.
-    pub ttft: [[f32; 2]; 2],
-    /// Seconds of a decode step.
+    /// For each second that the steps with its prefill spend on answers under way.
+    pub steps: f32,
+    /// The median and the ninetieth percentile of actual by expected TTFT, by [`Band`].
+    pub ttft: [[f32; 2]; Band::COUNT],
+    /// Seconds of a step that only decodes.
     pub step_s: f32,
-    /// More of it for each request decoded.
+    /// More of it for each answer.
     pub step_request_s: f32,
-    /// For each prompt token of theirs.
+    /// For each token of their prompts and of themselves.
     pub step_token_s: f32,
+    /// Seconds of an output token.
+    pub tpot_s: f32,
+    /// More of it for each request there.
+    pub tpot_request_s: f32,
+    /// For each token of their contexts.
+    pub tpot_token_s: f32,
     /// For the share of its time that the replica computes prompts in.
-    pub step_prefill_s: f32,
-    /// As [`Self::ttft`], of TPOT.
-    pub tpot: [[f32; 2]; 2],
+    pub tpot_prefill_s: f32,
+    /// As [`Self::ttft`], of TPOT: with nothing ahead, and with something.
+    pub tpot: [[f32; 2]; TPOT_BANDS],
 }
 
 /// Coefficients as atomics hold them.
-const CELLS: usize = 18;
+const PLAIN_CELLS: usize = 13;
+const CELLS: usize = PLAIN_CELLS + 2 * (Band::COUNT + TPOT_BANDS);
 
 impl Coefficients {
     /// Expected seconds of a prompt's own prefill.
@@ -222,23 +331,44 @@ impl Coefficients {
         uncached_tokens * (self.token_s + self.pair_s * (cached_tokens + 0.5 * uncached_tokens))
     }
 
+    /// How fast the replica goes through prompts and answers.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        let Self { travel_s, token_s, pair_s, step_s, step_request_s, step_token_s, .. } = *self;
+        Pace { travel_s, token_s, pair_s, step_s, step_request_s, step_token_s }
+    }
+
+    /// The median and the ninetieth percentile of actual by expected TPOT.
+    #[must_use]
+    pub const fn tpot_band(&self, band: Band) -> [f32; 2] {
+        let [free, behind] = self.tpot;
+        if is_behind(band) { behind } else { free }
+    }
+
+    /// Expected seconds per output token, beside so many requests with so much context, of a prompt without tokens.
+    #[must_use]
+    pub fn tpot_s(&self, requests: f32, context_tokens: f32, prefill_share: f32) -> f32 {
+        self.tpot_s
+            + self.tpot_request_s * (requests + 1.0)
+            + self.tpot_token_s * context_tokens
+            + self.tpot_prefill_s * prefill_share.min(1.0)
+    }
+
     /// What they predict of a request.
     #[must_use]
     pub fn predict(&self, features: &Features) -> Prediction {
-        let Features { uncached_tokens, cached_tokens, ahead_s, requests, context_tokens, prefill_share, .. } =
-            *features;
-        let band = usize::from(features.is_queued);
-        let decoding_s = if features.is_decoding { self.decoding_s } else { 0.0 };
-        let ttft_s = self.base_s
-            + decoding_s
-            + self.context_token_s * context_tokens
+        let Features { uncached_tokens, cached_tokens, held_s, ahead_s, step_s, room_tokens, .. } = *features;
+        let Features { requests, context_tokens, prefill_share, band, .. } = *features;
+        let way_s = if step_s > 0.0 { self.travel_s } else { self.base_s };
+        let ttft_s = held_s
+            + way_s
             + self.ahead * ahead_s
+            + self.steps * step_s * steps(uncached_tokens, room_tokens)
             + self.prefill_s(uncached_tokens, cached_tokens);
-        let tpot_s = self.step_s
-            + self.step_request_s * (requests + 1.0)
-            + self.step_token_s * (context_tokens + uncached_tokens + cached_tokens)
-            + self.step_prefill_s * prefill_share.min(1.0);
-        let ([ttft_p50, ttft_p90], [tpot_p50, tpot_p90]) = (self.ttft[band], self.tpot[band]);
+        let tpot_s = self.tpot_s(requests, context_tokens, prefill_share)
+            + self.tpot_token_s * (uncached_tokens + cached_tokens);
+        let [ttft_p50, ttft_p90] = self.ttft.get(band as usize).copied().unwrap_or([1.0; 2]);
+        let [tpot_p50, tpot_p90] = self.tpot_band(band);
         Prediction {
             ttft_p50_s: ttft_p50 * ttft_s,
             ttft_p90_s: ttft_p90 * ttft_s,
@@ -247,65 +377,57 @@ impl Coefficients {
         }
     }
 
-    const fn cells(&self) -> [f32; CELLS] {
-        let [[a, b], [c, d]] = self.ttft;
-        let [[e, f], [g, h]] = self.tpot;
+    const fn plain(&self) -> [f32; PLAIN_CELLS] {
+        let Self { base_s, travel_s, token_s, pair_s, ahead, steps, .. } = *self;
+        let Self { step_s, step_request_s, step_token_s, .. } = *self;
+        let Self { tpot_s, tpot_request_s, tpot_token_s, tpot_prefill_s, .. } = *self;
         [
-            self.base_s,
-            self.token_s,
-            self.pair_s,
-            self.ahead,
-            self.decoding_s,
-            self.context_token_s,
-            a,
-            b,
-            c,
-            d,
-            self.step_s,
-            self.step_request_s,
-            self.step_token_s,
-            self.step_prefill_s,
-            e,
-            f,
-            g,
-            h,
+            base_s,
+            travel_s,
+            token_s,
+            pair_s,
+            ahead,
+            steps,
+            step_s,
+            step_request_s,
+            step_token_s,
+            tpot_s,
+            tpot_request_s,
+            tpot_token_s,
+            tpot_prefill_s,
         ]
     }
 
-    const fn from_cells(cells: [f32; CELLS]) -> Self {
-        let [
-            base_s,
-            token_s,
-            pair_s,
-            ahead,
-            decoding_s,
-            context_token_s,
-            a,
-            b,
-            c,
-            d,
-            step_s,
-            step_request_s,
-            step_token_s,
-            step_prefill_s,
-            e,
-            f,
-            g,
-            h,
-        ] = cells;
+    fn cells(&self) -> [f32; CELLS] {
+        let mut cells = [0.0; CELLS];
+        let bands = self.ttft.iter().chain(&self.tpot).flatten();
+        for (cell, value) in cells.iter_mut().zip(self.plain().iter().chain(bands)) {
+            *cell = *value;
+        }
+        cells
+    }
+
+    fn from_cells(cells: [f32; CELLS]) -> Self {
+        let [base_s, travel_s, token_s, pair_s, ahead, steps, step_s, step_request_s, step_token_s, ..] = cells;
+        let [.., tpot_s, tpot_request_s, tpot_token_s, tpot_prefill_s] =
+            *cells.first_chunk::<PLAIN_CELLS>().unwrap_or(&[0.0; PLAIN_CELLS]);
+        let band = |number: usize| [cells[PLAIN_CELLS + 2 * number], cells[PLAIN_CELLS + 1 + 2 * number]];
         Self {
             base_s,
+            travel_s,
             token_s,
             pair_s,
             ahead,
-            decoding_s,
-            context_token_s,
-            ttft: [[a, b], [c, d]],
+            steps,
+            ttft: std::array::from_fn(band),
             step_s,
             step_request_s,
             step_token_s,
-            step_prefill_s,
-            tpot: [[e, f], [g, h]],
+            tpot_s,
+            tpot_request_s,
+            tpot_token_s,
+            tpot_prefill_s,
+            tpot: std::array::from_fn(|number| band(Band::COUNT + number)),
         }
     }
 }
@@ -397,6 +519,14 @@ impl LatencyCell {
         let has_changed = latency.learn(observed, has_predicted);
         self.publish(&latency);
         Some((expected_s, has_changed))
+    }
+
+    /// Learns what a step takes, if no other shard is at it.
+    pub(super) fn learn_step(&self, step: &Step) {
+        if let Some(mut latency) = self.latency.try_lock() {
+            latency.learn_step(step);
+            self.publish(&latency);
+        }
     }
 
     /// One of its replicas is no longer what was learned of it.

@@ -2,14 +2,17 @@
 
 use super::features::Features;
 use super::latency::{Accuracy, Coefficients, Observed};
-use super::{LearnedRates, SAMPLES_TO_DIFFER, SAMPLES_TO_TRUST, narrow};
+use super::{LearnedRates, SAMPLES_TO_DIFFER, SAMPLES_TO_TRUST, TAIL_MAX, TAIL_STEP, narrow};
 use crate::id::ReplicaSlot;
+use crate::load::backlog::Step;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// A replica is predicted by its own latencies once their errors are this share of its pool's errors, and again by its
 /// pool's once they are not this much better.
 const APART_BELOW: f32 = 0.8;
 const TOGETHER_ABOVE: f32 = 0.95;
+/// And only where that is worth it: where its pool's errors are larger by this much.
+const APART_GAIN: f32 = 0.02;
 /// Share of a sample in the mean errors.
 const ERROR_STEP: f32 = 0.04;
 /// Output tokens from which on the time between them says something.
@@ -39,6 +42,8 @@ pub struct Timing {
     pub output_tokens: Option<u64>,
     /// Prompt tokens the engine counted, and those it found in its cache.
     pub prompt: Option<(u64, u64)>,
+    /// Other requests came to the replica between it and its first token.
+    pub is_followed: bool,
 }
 
 impl LearnedRates {
@@ -71,11 +76,20 @@ impl LearnedRates {
             .output_tokens
             .filter(|tokens| *tokens >= OUTPUT_TOKENS_MIN)
             .map(|tokens| (timing.total_s - timing.first_token_s).max(0.0) / (tokens - 1) as f64);
-        let observed = Observed { seen: *features, was, predicted: *predicted, ttft_s: timing.first_token_s, tpot_s };
+        let Timing { first_token_s: ttft_s, is_followed, .. } = *timing;
+        let observed = Observed { seen: *features, was, predicted: *predicted, ttft_s, tpot_s, is_followed };
         let (true, Some(own), Some(pool)) = (observed.is_sound(), self.replicas.get(slot.index()), self.pool(slot))
         else {
             return;
         };
+        if let Some((_, cached)) = timing.prompt.filter(|_| features.tail_tokens > 0.0) {
+            #[expect(clippy::cast_precision_loss, reason = "tokens of a prompt")]
+            let tail = cached as f32 - (features.cached_tokens - features.tail_tokens);
+            if (0.0..TAIL_MAX).contains(&tail) {
+                super::follow(&pool.tail, f64::from(tail) + 1.0, TAIL_STEP);
+            }
+        }
+        super::follow(&pool.answer_s, timing.total_s - timing.first_token_s, super::ANSWER_STEP);
         pool.latency.compare(predicted.ttft_p50_s, predicted.ttft_p90_s, narrow(observed.ttft_s));
         if own.latency.samples() == 0
             && pool.latency.samples() >= SAMPLES_TO_TRUST
@@ -99,6 +113,15 @@ impl LearnedRates {
         }
     }
 
+    /// Learns from a step of `slot` that only decoded.
+    pub fn learn_step(&self, slot: ReplicaSlot, step: &Step) {
+        let Some(own) = self.replicas.get(slot.index()) else { return };
+        own.latency.learn_step(step);
+        if let Some(pool) = self.pool(slot).filter(|_| !own.is_apart.load(Relaxed)) {
+            pool.latency.learn_step(step);
+        }
+    }
+
     /// How good predictions for the replicas of each pool were, by the pool's name.
     #[must_use]
     pub fn accuracy(&self) -> Vec<(String, Accuracy)> {
@@ -119,7 +142,7 @@ impl super::Cell {
             after
         });
         let limit = if self.is_apart.load(Relaxed) { TOGETHER_ABOVE } else { APART_BELOW };
-        let is_better = errors[0] < errors[1] * limit;
+        let is_better = errors[0] < errors[1] * limit && errors[1] - errors[0] > APART_GAIN;
         self.is_apart.store(is_better && self.latency.samples() >= SAMPLES_TO_DIFFER, Relaxed);
     }
 }

@@ -9,7 +9,8 @@
 //!
 //! Forgetting is stabilised (Kulhavý & Zarrop, *On a general concept of forgetting*, 1993): old evidence fades towards
 //! what was known at the start and not towards nothing. Traffic that never varies says nothing of most coefficients; they
-//! then stay as they are. Residuals are clipped at a few times what they usually are.
+//! then stay as they are. Residuals are clipped at a little more than what half of them are: of those that are far off,
+//! it counts that they are, and not how far.
 
 /// Coefficients or features.
 pub(super) type Vector<const N: usize> = [f64; N];
@@ -18,10 +19,12 @@ pub(super) type Vector<const N: usize> = [f64; N];
 const ROUNDS: usize = 4;
 /// Samples before residuals are clipped.
 const SAMPLES_TO_CLIP: u32 = 8;
-/// Residuals are clipped at this many times their mean size.
-const CLIP: f64 = 4.0;
-/// Share of a residual in the mean size of all.
+/// Residuals are clipped at this many times their median size.
+const CLIP: f64 = 1.5;
+/// By which share the median size moves with each residual.
 const SIZE_STEP: f64 = 0.05;
+/// What it stays within.
+const SIZE: std::ops::RangeInclusive<f64> = 1e-6..=1e6;
 /// No coefficient is larger.
 const COEFFICIENT_MAX: f64 = 1e6;
 
@@ -35,7 +38,7 @@ pub(super) struct Recursive<const N: usize> {
     pull: Vector<N>,
     /// How much is known of each coefficient before the first sample and, at least, ever after.
     least: Vector<N>,
-    /// Mean size of a residual.
+    /// Median size of a residual.
     size: f64,
     /// What sizes are taken to be at least.
     size_least: f64,
@@ -65,12 +68,15 @@ impl<const N: usize> Recursive<N> {
         dot(&self.coefficients, x)
     }
 
-    /// Learns that `x` gave `y`; `kept` is the share of old evidence that stays.
-    pub(super) fn learn(&mut self, x: &Vector<N>, y: f64, kept: f64) {
+    /// Learns that `x` gave `y`; `kept` is the share of old evidence that stays. What is far off counts in full where
+    /// `is_news`: something is known to have changed.
+    pub(super) fn learn(&mut self, x: &Vector<N>, y: f64, kept: f64, is_news: bool) {
         if !(y.is_finite() && x.iter().all(|feature| feature.is_finite())) {
             return;
         }
-        let residual = self.clipped(y - self.expects(x));
+        let residual = y - self.expects(x);
+        let clipped = self.clipped(residual);
+        let residual = if is_news { residual } else { clipped };
         for row in 0..N {
             for column in 0..N {
                 let floor = diagonal(&self.least, row, column);
@@ -103,7 +109,8 @@ impl<const N: usize> Recursive<N> {
             return residual;
         }
         let bound = CLIP * self.size.max(self.size_least);
-        self.size += SIZE_STEP * (residual.abs().min(2.0 * bound) - self.size);
+        let up = if residual.abs() > self.size { SIZE_STEP } else { -SIZE_STEP };
+        self.size = (self.size * up.exp()).clamp(*SIZE.start(), *SIZE.end());
         residual.clamp(-bound, bound)
     }
 }

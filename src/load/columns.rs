@@ -1,7 +1,7 @@
 //! What one shard last heard of each replica's load: columns by slot, folded from reports, each cell with its age.
 //!
-//! A report counts the requests of every gateway. Less what this one had in flight there at that moment, it is the load
-//! of the others ([`Elsewhere`]); the gateway's own is added as it is now, exact at any moment, so a request placed a
+//! A report counts the requests of every gateway. Less the most that this one has had in flight there since it was made
+//! ([`LoadColumns::most_since`]), it is the load of the others ([`Elsewhere`]); the gateway's own is added as it is now, exact at any moment, so a request placed a
 //! microsecond ago is neither missed nor counted twice.
 //!
 //! - *Age.* A report is fresh for three periods: two may be lost and nothing changes. Over the next three its weight
@@ -25,6 +25,9 @@ const FADING_PERIODS: u32 = 3;
 const FADING_STEPS: u32 = 4;
 /// Periods are taken to lie between these, whatever is said.
 const PERIOD_US: std::ops::RangeInclusive<u32> = 1_000..=60_000_000;
+/// Reports in a row in which requests waited and no more ran than before: only then an engine is held to run no more. In one
+/// report some always wait, for the step under way to end.
+const STUCK_REPORTS: u8 = 3;
 /// Slots whose next change of weight is looked for together.
 const GROUP: usize = 64;
 /// Changes that the log holds; who is further behind reads everything. A power of two.
@@ -40,6 +43,8 @@ struct Cell {
     source: LoadSource,
     running: u32,
     waiting: u32,
+    /// Reports in a row that saw requests wait and no more run.
+    stuck: u8,
     /// What is priced, at its full weight, and the weight.
     elsewhere: Elsewhere,
 }
@@ -51,6 +56,7 @@ impl Cell {
         source: LoadSource::Beacon,
         running: 0,
         waiting: 0,
+        stuck: 0,
         elsewhere: Elsewhere::UNKNOWN,
     };
 
@@ -82,8 +88,8 @@ pub struct Elsewhere {
     pub requests: f32,
     /// Their prompt tokens that wait for prefill.
     pub prefill_tokens: f32,
-    /// Requests that the engine can be seen to run at once: as many as it runs while others wait; infinite when none
-    /// wait.
+    /// Requests that the engine can be seen to run at once: as many as it runs while others wait for long; infinite when
+    /// none do.
     pub slots: f32,
     /// Share of its KV cache in use, when heard.
     pub kv_usage: Option<f32>,
@@ -209,11 +215,13 @@ impl ReportColumns {
             return;
         }
         let others = report.running.saturating_add(report.waiting).saturating_sub(report.own_in_flight);
-        let tokens = report.prefill_tokens.unwrap_or(0).saturating_sub(report.own_prefill_tokens);
+        let is_stuck = report.waiting > 0 && (cell.stuck == 0 || report.running <= cell.running);
+        let stuck = if is_stuck { cell.stuck.saturating_add(1) } else { u8::from(report.waiting > 0) };
+        let tokens = others_tokens(report, others);
         let elsewhere = Elsewhere {
             requests: lossy(others),
-            prefill_tokens: lossy(tokens),
-            slots: if report.waiting > 0 { lossy(report.running.max(1)) } else { f32::INFINITY },
+            prefill_tokens: tokens,
+            slots: if stuck >= STUCK_REPORTS { lossy(report.running.max(1)) } else { f32::INFINITY },
             kv_usage: report.kv_usage.filter(|share| share.is_finite()).map(|share| share.clamp(0.0, 1.0)),
             weight: 1.0,
         };
@@ -225,6 +233,7 @@ impl ReportColumns {
             source: report.source,
             running: report.running,
             waiting: report.waiting,
+            stuck,
             elsewhere,
         };
         *next = (*next).min(cell.fresh_until());
@@ -340,6 +349,16 @@ impl ReportColumns {
         }
         self.changes += 1;
     }
+}
+
+/// Prompt tokens of the `others` requests that a report tells of, waiting for prefill. Engines count prompts whole until
+/// they know how much of them is cached, where the gateway counts what is not: others have no more than their share.
+#[inline(always)]
+const fn others_tokens(report: &LoadReport, others: u32) -> f32 {
+    let Some(tokens) = report.prefill_tokens else { return 0.0 };
+    let beyond = lossy(tokens.saturating_sub(report.own_prefill_tokens));
+    let all = lossy(report.running.saturating_add(report.waiting));
+    if others == 0 { 0.0 } else { beyond.min(lossy(tokens) * lossy(others) / all) }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "takes the lower bits")]

@@ -40,11 +40,12 @@ pub struct LoadReport {
     pub running: u32,
     /// Requests in its queue.
     pub waiting: u32,
-    /// Requests this gateway had in flight there at that moment: the others are of other gateways.
+    /// The most requests that this gateway had in flight there at any time since it was made: what is more is of other
+    /// gateways.
     pub own_in_flight: u32,
     /// Prompt tokens that wait for their prefill, when known.
     pub prefill_tokens: Option<u32>,
-    /// Of this gateway's, at that moment.
+    /// The most of this gateway's, likewise.
     pub own_prefill_tokens: u32,
     /// Share of the KV cache in use, 0 to 1, when known.
     pub kv_usage: Option<f32>,

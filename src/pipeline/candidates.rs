@@ -25,6 +25,8 @@ use super::{Hold, Placement, Shared, Snapshot};
 use crate::clock::Now;
 use crate::fleet::Pool;
 use crate::id::{BlockHash, PoolId, ReplicaSlot};
+use crate::learn::Features;
+use crate::load::backlog::{Cache, Prompt};
 use crate::load::columns::ReportColumns;
 use crate::load::{GROUP, InFlight};
 use crate::policy::View;
@@ -142,7 +144,8 @@ impl Candidates {
         kept.view.prompt_tokens = placement.decision.prompt_tokens;
         kept.view.affinity_key = placement.affinity_key;
         kept.view.now = now;
-        kept.read_warm(prompt.1, snapshot.traits.tokens(pool.id, BLOCK_BYTES));
+        kept.view.index_block_tokens = snapshot.traits.tokens(pool.id, BLOCK_BYTES);
+        kept.read_warm(prompt.1);
         let is_priced = snapshot.policy.is_priced();
         if is_priced {
             kept.slotted.read(&mut kept.view, known, placement, prompt);
@@ -164,6 +167,7 @@ impl Candidates {
         admitted.clear();
         (admitted.prompt_tokens, admitted.affinity_key) = (view.prompt_tokens, view.affinity_key);
         (admitted.is_retry, admitted.turn, admitted.now) = (view.is_retry, view.turn, view.now);
+        admitted.index_block_tokens = view.index_block_tokens;
         let mut barred = view.barred.iter().peekable();
         for place in 0..view.len() {
             if barred.next_if(|barred| usize::from(**barred) == place).is_none() {
@@ -328,12 +332,16 @@ impl PoolView {
         view.kv_tokens[place] = limits.kv_tokens;
         let believed = (view.resident_blocks[place] / limits.kv_blocks).min(1.0);
         view.kv_usage[place] = heard.kv_usage.map_or(believed, |said| believed + heard.weight * (said - believed));
-        view.latency.settle(place, &load(view, place, own, heard.prefill_tokens, known));
+        // Of a prompt like those that are there.
+        let typical = Prompt { new: 0.0, cached: view.context_tokens[place] / lossy(own.requests.max(1)) };
+        let load = load(view, place, (typical, heard.prefill_tokens), known, known.now);
+        view.latency.settle(place, &load);
     }
 
     /// Turns depths into tokens, for the replicas that hold anything.
-    fn read_warm(&mut self, depths: &WarmDepths, tokens_per_block: f32) {
+    fn read_warm(&mut self, depths: &WarmDepths) {
         let Self { view, places, block_tokens, .. } = self;
+        let tokens_per_block = view.index_block_tokens;
         for place in view.warm.drain(..) {
             view.warm_tokens[usize::from(place)] = 0.0;
             view.restore_tokens[usize::from(place)] = 0.0;
@@ -385,20 +393,48 @@ impl PoolView {
     }
 }
 
-/// What makes requests wait at `place`: the prefill ahead, the gateway's `own` and that of `others` (tokens), the queue for
-/// a slot, and the decodes there.
-fn load(view: &View, place: usize, own: InFlight, others: f32, known: Known<'_>) -> Load {
-    let backlog = known.shared.backlogs.read(view.slots[place], known.now);
-    let (requests, limit) = (view.in_flight[place], view.slots_limit[place]);
-    let over = (requests + 1.0 - limit).max(0.0) / limit.max(1.0);
+/// What makes a request with `prompt` wait at `place` that is sent there at `sent`: what the gateway has there, the prefill of
+/// `others` (tokens), and the queue for a slot.
+fn load(view: &View, place: usize, (prompt, others): (Prompt, f32), known: Known<'_>, sent: Now) -> Load {
+    let slot = view.slots[place];
+    let limits = known.snapshot.limits(slot);
+    let requests = view.in_flight[place];
+    let over = (requests + 1.0 - limits.slots).max(0.0) / limits.slots.max(1.0);
+    let pace = view.latency.learned(place).pace();
+    let cache = cache(slot, known);
+    let backlog = known.shared.backlogs.read(slot, (&pace, &cache), prompt, sent);
     Load {
-        prefilled_by: (backlog.prefills > 0).then_some(backlog.prefilled_by),
         others_s: others * view.prefill_s_per_token[place] + over * view.service_s[place],
-        is_decoding: own.requests > backlog.prefills || view.elsewhere[place] >= 1.0,
         requests,
-        context_tokens: view.context_tokens[place],
-        prefill_share: backlog.prefill_share,
+        context_tokens: view.context_tokens[place] + backlog.generated_tokens,
+        backlog,
     }
+}
+
+/// The KV cache of `slot`, as far as requests wait for room in it.
+fn cache(slot: ReplicaSlot, known: Known<'_>) -> Cache {
+    let limits = known.snapshot.limits(slot);
+    let tokens = if limits.is_kv_said { limits.kv_tokens } else { f32::INFINITY };
+    Cache { tokens, answer_s: known.shared.rates.answer_s(slot) }
+}
+
+/// What the request of `view` meets at `place` if it is sent there at `sent`.
+///
+/// The index knows whole blocks of its own, and engines mostly have smaller ones: of the block in which what is held ends,
+/// some is there too, as much as was found before; half, as long as nothing was.
+pub(super) fn meets(view: &View, place: usize, known: Known<'_>, sent: Now) -> Features {
+    let slot = view.slots[place];
+    let others = known.reports.elsewhere(slot).prefill_tokens;
+    let (prompt_tokens, warm) = (view.prompt_tokens, view.warm_tokens[place]);
+    let index_block = view.index_block_tokens;
+    let ends_within = warm > 0.0 && warm + index_block < prompt_tokens;
+    let half = || (0.5 * (index_block - block_tokens(slot, known))).max(0.0);
+    let tail =
+        if ends_within { known.shared.rates.tail_tokens(slot).unwrap_or_else(half).min(index_block) } else { 0.0 };
+    let prompt = Prompt { new: (prompt_tokens - warm - tail).max(0.0), cached: warm + tail };
+    let features = load(view, place, (prompt, others), known, sent).features(prompt_tokens, warm + tail);
+    // It says that there may be one, too.
+    Features { tail_tokens: if ends_within { tail.max(f32::MIN_POSITIVE) } else { 0.0 }, ..features }
 }
 
 /// Tokens to a block of the engine at `slot`, as configured or as it said; zero when unknown.

@@ -1,7 +1,7 @@
 //! What a decision paid and why: plain data, and its words for people.
 
 use super::Placement;
-use super::candidates::{Known, Seen};
+use super::candidates::{Known, Seen, meets};
 use super::objective::Bound;
 use super::warming::Side;
 use crate::clock::Now;
@@ -9,8 +9,8 @@ use crate::id::{DecisionId, PoolId, ReplicaSlot};
 use crate::learn::Prediction;
 use crate::load::columns::{Freshness, Word};
 use crate::parse::Api;
-use crate::policy::Pick;
 use crate::policy::slo::{Objective, Standing};
+use crate::policy::{Pick, View};
 use std::time::Duration;
 
 /// Name of the route of paths that are passed through.
@@ -322,7 +322,7 @@ pub(super) fn note(
 ) {
     let view = seen.view;
     placement.placed_at = known.now;
-    placement.features = view.latency.features(pick.best, view.prompt_tokens, view.warm_tokens[pick.best]);
+    placement.features = meets(view, pick.best, known, known.now);
     let choice = |place: usize| one(seen, costs, place, known);
     let chosen = choice(pick.best);
     let held = view.warm_tokens[pick.best];
@@ -359,6 +359,18 @@ pub(super) fn note(
     };
 }
 
+/// The request will be held at the gateway first, until what it reuses has been computed: `expected`, if at all; or until
+/// the slot that holds it is free.
+pub(super) fn hold(placement: &mut Placement, view: &View, place: usize, expected: Option<Now>, known: Known<'_>) {
+    let slot_wait = Duration::from_secs_f32(view.prefix_wait_s[place].clamp(0.0, 3600.0));
+    let until = expected.unwrap_or(known.now).max(known.now.plus(slot_wait));
+    if until > known.now {
+        placement.features = meets(view, place, known, until);
+        placement.features.hold(until.since(known.now).as_secs_f32());
+        placement.decision.chosen.predicted = view.latency.learned(place).predict(&placement.features);
+    }
+}
+
 fn one(seen: Seen<'_>, costs: &[f32], place: usize, known: Known<'_>) -> Choice {
     let view = seen.view;
     let (warm, uncached) = (view.warm_tokens[place], view.uncached_tokens(place));
@@ -380,7 +392,7 @@ fn one(seen: Seen<'_>, costs: &[f32], place: usize, known: Known<'_>) -> Choice 
             + crate::policy::restore_s(view, place)
             + view.latency.prefill_s(place, uncached, warm),
         pushed_out_s: view.latency.prefill_s(place, uncached, warm) * view.pushed_out.share(place, uncached),
-        predicted: view.latency.predict(place, view.prompt_tokens, view.warm_tokens[place]),
+        predicted: view.latency.learned(place).predict(&meets(view, place, known, known.now)),
         prompt_tokens: view.prompt_tokens,
     }
 }

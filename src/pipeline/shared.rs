@@ -80,6 +80,8 @@ pub struct Answered {
     pub total_s: f64,
     /// What the engine counted.
     pub usage: Usage,
+    /// Others came to its replica between it and its first token.
+    pub is_followed: bool,
 }
 
 /// What was learned from an answer that others should know.
@@ -89,8 +91,6 @@ pub struct Lesson {
     pub is_cache_lost: bool,
 }
 
-/// Steps of a replica's clock, each a 64th of what it holds, after which a prompt counts as used anew at its end.
-const CONFIRM_AGAIN: u32 = 2;
 /// Tokens a replica should hold before it is a surprise that it holds none.
 const SURPRISE_TOKENS_MIN: f32 = 256.0;
 /// Blocks last used so much of the cache's size ago may be gone for want of room.
@@ -154,8 +154,11 @@ impl Shared {
         }
     }
 
-    /// Takes up what the engine at `slot` says of its cache.
-    pub fn hear_cache(&self, slot: ReplicaSlot, said: Said) {
+    /// Takes up what the engine at `slot` says of its cache at `now`.
+    pub fn hear_cache(&self, slot: ReplicaSlot, said: Said, now: Now) {
+        if let Some(tokens) = said.used_tokens() {
+            self.backlogs.used(slot, tokens, now);
+        }
         self.hold(slot, self.memory.hear(slot, said, || self.index.resident_blocks(slot)));
     }
 
@@ -184,18 +187,18 @@ impl Shared {
         }
         placement.trail = self.index.record_with_trail(slot, &placement.chain);
         placement.clock = self.index.clock(slot);
+        placement.uses = self.index.uses(slot);
     }
 
     /// The replica computed the prompt, and generated what the placement was told since: that is put on record, too.
     ///
-    /// What another request's failure took back meanwhile is put on record again; and all of it where that took the
-    /// replica so long that much else was used in the meantime, for engines give a prompt's blocks free when its answer
-    /// is over, the end first.
+    /// What another request's failure took back meanwhile is put on record again; and all of it where something else was
+    /// used in the meantime, for engines give a prompt's blocks free when its answer is over, the end first.
     pub fn confirm(&self, placement: &Placement) {
         let slot = placement.decision.chosen.slot;
-        let passed = self.index.clock(slot).wrapping_sub(placement.clock);
-        if self.retractions(slot) != placement.retractions_before || passed >= CONFIRM_AGAIN {
-            self.index.record(slot, &placement.chain);
+        let is_last = self.index.uses(slot) == placement.uses;
+        if self.retractions(slot) != placement.retractions_before || !is_last {
+            self.index.record_over(slot, &placement.chain, placement.clock);
         } else if let Some(said @ [_, ..]) = placement.chain.get(placement.prompt_blocks..) {
             self.index.extend(slot, said, placement.prompt_blocks);
         }
@@ -245,6 +248,7 @@ impl Shared {
                 total_s: answer.held_s + answer.total_s,
                 output_tokens,
                 prompt: prompt_tokens.zip(cached_tokens),
+                is_followed: answer.is_followed,
             };
             let chosen = &placement.decision.chosen;
             self.rates.learn_times(chosen.slot, &placement.features, &chosen.predicted, &timing);
@@ -374,6 +378,8 @@ pub struct Limits {
     pub kv_blocks: f32,
     /// Tokens its cache holds.
     pub kv_tokens: f32,
+    /// Somebody has said so.
+    pub is_kv_said: bool,
     /// Tokens to a block of its cache, where configured.
     pub kv_block_tokens: Option<u32>,
     /// Seconds to restore a token from host memory.
@@ -435,6 +441,7 @@ impl Snapshot {
             slots: f32::INFINITY,
             kv_blocks: 1.0,
             kv_tokens: f32::INFINITY,
+            is_kv_said: false,
             kv_block_tokens: None,
             restore_s_per_token: RESTORE_S_PER_TOKEN,
             is_slotted: false,
@@ -477,6 +484,7 @@ impl Snapshot {
             slots: slots.map_or(f32::INFINITY, |n| n as f32),
             kv_blocks: self.assumed(slot).device_blocks,
             kv_tokens: self.kv_tokens(slot) as f32,
+            is_kv_said: replica.is_some_and(|replica| replica.kv_tokens.is_some()),
             kv_block_tokens: replica.and_then(|replica| replica.config.kv_block_tokens),
             restore_s_per_token: replica
                 .and_then(|replica| replica.config.restore_tokens_per_s)

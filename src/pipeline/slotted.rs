@@ -148,7 +148,7 @@ impl Slotted {
         if others >= HELD_BACK_MAX {
             return None;
         }
-        let prefill_share = known.shared.backlogs.read(view.slots[place], known.now).prefill_share;
+        let prefill_share = known.shared.backlogs.prefill_share(view.slots[place], known.now);
         #[expect(clippy::cast_precision_loss, reason = "few")]
         let line = others as f32 / candidates.max(1) as f32;
         let crowd = (1.0 + view.in_flight[place] + line) / (1.0 - prefill_share.min(PREFILL_SHARE_MAX));

@@ -4,9 +4,9 @@
 use super::{Placement, Shared, Snapshot, slotted};
 use crate::admission::WaitingRoom;
 use crate::clock::Now;
-use crate::id::PoolId;
+use crate::id::{BlockHash, PoolId, ReplicaSlot};
 use crate::load::Flight;
-use crate::load::backlog::Work;
+use crate::load::backlog::{Task, Work};
 use crate::parse::Api;
 use crate::prefix::pending::{Announcement, Awaited, Claim};
 use crate::prefix::slots::{Ending, Stay};
@@ -15,6 +15,9 @@ use std::time::Duration;
 
 /// Prefills of fewer blocks are not announced: computing them again costs less than waiting.
 const ANNOUNCED_BLOCKS_MIN: usize = 4;
+/// Nor are prefills that take less, seconds, at engines that compute several prompts in one step: those that share a step
+/// are both done at its end, and who waited would be done one later.
+const ANNOUNCED_PREFILL_MIN_S: f32 = 0.1;
 /// How far an expected time may be off: once rates are learned, and before.
 const SLACK_LEARNED: f64 = 1.5;
 const SLACK_UNKNOWN: f64 = 4.0;
@@ -39,6 +42,8 @@ pub struct Underway {
     room: (Arc<WaitingRoom>, PoolId),
     /// What it uses stays in use until it ends.
     is_slotted: bool,
+    /// What it holds on to of its replica's cache.
+    in_use: Option<InUse>,
     prefilled_by: Option<Now>,
     /// When the prefill should be over, with some slack.
     until: Now,
@@ -53,12 +58,9 @@ impl Underway {
         let until = expected_end(shared, placement, now);
         let (chain, held) = (placement.chain.as_slice(), placement.held_blocks);
         let is_slotted = snapshot.limits(chosen.slot).is_slotted;
-        let (mut awaited, mut announcement) = (None, None);
-        if snapshot.policy.is_priced() && chain.len() >= ANNOUNCED_BLOCKS_MIN {
-            if !is_slotted || chosen.prefix_wait_s > 0.0 {
-                awaited =
-                    shared.pending.find(chosen.slot, chain, if is_slotted { placement.warm_blocks } else { held }, now);
-            }
+        let awaited = await_prefix(shared, snapshot, placement, chain, now);
+        let mut announcement = None;
+        if announces(snapshot, placement, chain) {
             let claim = match chain.get(held) {
                 _ if is_slotted => Some(Claim::Slot(chain.into())),
                 Some(first) if chain.len() - held >= ANNOUNCED_BLOCKS_MIN => {
@@ -66,18 +68,22 @@ impl Underway {
                 }
                 _ => None,
             };
-            announcement = claim.and_then(|claim| shared.pending.announce(chosen.slot, claim, until));
+            let expected = now.plus(Duration::from_secs_f32(chosen.predicted.ttft_p50_s.clamp(0.0, 3600.0)));
+            announcement =
+                claim.and_then(|claim| shared.pending.announce(chosen.slot, claim, expected.min(until), until));
         }
         // Who waits for blocks that another request has computed will find them: only its own end is work.
         let uncached = chosen.uncached_tokens();
-        let cached = placement.decision.prompt_tokens - lossy(uncached);
         let counted = if awaited.is_some() { uncached.min(AWAITED_TOKENS) } else { uncached };
         let context = placement.decision.whole_prompt_tokens();
         // What a view follows is the flight: it comes second.
-        let learned = shared.rates.coefficients(chosen.slot);
-        let takes = (f64::from(learned.base_s), f64::from(learned.prefill_s(lossy(counted), cached.max(0.0))));
-        let work = (counted > 0).then(|| Work::start(&shared.backlogs, chosen.slot, takes, now));
-        let flight = Some(Flight::start(&shared.load, chosen.slot, counted, context));
+        let pace = shared.rates.coefficients(chosen.slot).pace();
+        let sent = awaited.as_ref().map_or(now, |awaited| awaited.expected.max(now));
+        let (new_tokens, cached_tokens) = (placement.features.uncached_tokens, placement.features.cached_tokens);
+        let new_tokens = if awaited.is_some() { new_tokens.min(lossy(AWAITED_TOKENS)) } else { new_tokens };
+        let task = Task { new_tokens, cached_tokens, sent };
+        let work = (context > 0).then(|| Work::start(&shared.backlogs, chosen.slot, &task, &pace, now));
+        let flight = Some(Flight::start(&shared.load, chosen.slot, counted, context, now));
         Self {
             flight,
             work,
@@ -86,6 +92,7 @@ impl Underway {
             awaited,
             room: (Arc::clone(&shared.room), placement.decision.pool),
             is_slotted,
+            in_use: Some(InUse::begin(shared, placement)),
             prefilled_by: (!placement.stream).then_some(until),
             until,
             is_over: false,
@@ -94,6 +101,9 @@ impl Underway {
 
     /// It leaves for its replica now: from here on it has a slot there, or waits for one.
     pub fn sent(&mut self, shared: &Shared, placement: &Placement, now: Now) {
+        if let Some(work) = &self.work {
+            work.sent(now);
+        }
         if self.is_slotted && placement.decision.api.is_some_and(Api::leaves_cache) {
             self.stay = shared.slots.admit(placement.decision.chosen.slot, &slotted::asked_of(placement), now);
         }
@@ -113,6 +123,21 @@ impl Underway {
     /// The prefill under way that this request should wait for, once.
     pub const fn take_awaited(&mut self) -> Option<Awaited> {
         self.awaited.take()
+    }
+
+    /// A token after the first has come: what it says of the replica's steps is learned, now and then.
+    pub fn token(&mut self, shared: &Shared, now: Now) {
+        if let Some(work) = &mut self.work
+            && let Some(step) = work.token(now)
+        {
+            shared.rates.learn_step(work.slot(), &step);
+        }
+    }
+
+    /// Others came to its replica between it and its first token.
+    #[must_use]
+    pub fn is_followed(&self) -> bool {
+        self.work.as_ref().is_some_and(|work| work.followers() > 0)
     }
 
     /// When the prefill is held to be over although nothing has been heard: for answers that come all at once.
@@ -139,6 +164,10 @@ impl Underway {
         self.leave(Ending::Whole, now);
         self.announcement = None;
         self.flight = None;
+        self.in_use = None;
+        if let Some(work) = &mut self.work {
+            work.ended();
+        }
     }
 
     /// The prefill is over: its tokens no longer stand before others, and those who waited for it go on.
@@ -166,6 +195,64 @@ impl Drop for Underway {
         // However it ended, its replica has less to do; what is counted of it is taken back first.
         (self.work, self.flight) = (None, None);
         self.room.0.call(self.room.1);
+    }
+}
+
+/// Whether the prefill of `placement`'s `chain` is announced, and waits for others'.
+fn announces(snapshot: &Snapshot, placement: &Placement, chain: &[BlockHash]) -> bool {
+    let chosen = &placement.decision.chosen;
+    let is_worth_it =
+        chosen.prefill_s >= ANNOUNCED_PREFILL_MIN_S || snapshot.limits(chosen.slot).is_slotted;
+    snapshot.policy.is_priced() && chain.len() >= ANNOUNCED_BLOCKS_MIN && is_worth_it
+}
+
+/// The prefill under way that `placement`, with its `chain`, has to wait for.
+fn await_prefix(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    placement: &Placement,
+    chain: &[BlockHash],
+    now: Now,
+) -> Option<Awaited> {
+    let chosen = &placement.decision.chosen;
+    let is_slotted = snapshot.limits(chosen.slot).is_slotted;
+    if !announces(snapshot, placement, chain) || is_slotted && chosen.prefix_wait_s <= 0.0 {
+        return None;
+    }
+    let held = if is_slotted { placement.warm_blocks } else { placement.held_blocks };
+    shared.pending.find(chosen.slot, chain, held, now)
+}
+
+/// When the prefill should be over that [`await_prefix`] finds.
+pub(super) fn awaited(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    placement: &Placement,
+    chain: &[BlockHash],
+    now: Now,
+) -> Option<Now> {
+    await_prefix(shared, snapshot, placement, chain, now).map(|awaited| awaited.expected)
+}
+
+/// What a request uses of its replica's cache is not given up before the request is over, however it ends.
+#[derive(Debug)]
+struct InUse {
+    shared: Arc<Shared>,
+    slot: ReplicaSlot,
+    clock: u32,
+}
+
+impl InUse {
+    fn begin(shared: &Arc<Shared>, placement: &Placement) -> Self {
+        let (slot, clock) = (placement.decision.chosen.slot, placement.clock);
+        shared.index.hold(slot, clock);
+        Self { shared: Arc::clone(shared), slot, clock }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.shared.index.release(self.slot, self.clock);
     }
 }
 

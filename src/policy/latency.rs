@@ -1,14 +1,15 @@
 //! Predicted times to first token and per output token of all candidates, as columns.
 //!
 //! What a prediction has that does not depend on the request is put together where something has changed
-//! ([`LatencyColumns::settle`]): a time that stands, a price a token, a price a pair of tokens, and when the prefill ahead
-//! will be over. A request then costs one pass over six columns in SIMD lanes; and only requests with an objective need
-//! it, for the others are told of the few replicas that their decision names.
+//! ([`LatencyColumns::settle`]): a time that stands, a price a token, a price a pair of tokens, and when those ahead will be
+//! over. A request then costs one pass over nine columns in SIMD lanes; and only requests with an objective need it, for
+//! the others are told of the few replicas that their decision names, and these are looked at anew.
 //!
 //! Seconds are held as `f32` from an epoch that moves on before they lose a tenth of a millisecond.
 
 use crate::clock::Now;
-use crate::learn::{Coefficients, Features, Prediction};
+use crate::learn::{Band, Coefficients, Features, Prediction};
+use crate::load::backlog::{Backlog, CHUNK_TOKENS};
 use std::time::Duration;
 
 /// The epoch moves on after this time.
@@ -17,18 +18,47 @@ const EPOCH: Duration = Duration::from_secs(512);
 /// The load of one candidate, as far as it makes requests wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
-    /// When the prefill that the gateway has standing there is over; `None` when there is none.
-    pub prefilled_by: Option<Now>,
+    /// What the gateway has there, as a request meets it that is sent now.
+    pub backlog: Backlog,
     /// Seconds of waiting beside that: for the prefill of others, or for a slot.
     pub others_s: f32,
-    /// Some have their first token already.
-    pub is_decoding: bool,
     /// Requests there.
     pub requests: f32,
-    /// Prompt tokens of all there.
+    /// Tokens of all there: their prompts, and what they have generated.
     pub context_tokens: f32,
-    /// Share of its time that it computes prompts in.
-    pub prefill_share: f32,
+}
+
+impl Load {
+    const fn is_queued(&self) -> bool {
+        self.backlog.prefills > 0 || self.others_s > 0.0
+    }
+
+    const fn band(&self) -> Band {
+        match self.backlog.step_s {
+            _ if self.backlog.is_full => Band::Full,
+            _ if self.is_queued() => Band::Queued,
+            step_s if step_s > 0.0 => Band::Decoding,
+            _ => Band::Idle,
+        }
+    }
+
+    /// What a request of `prompt_tokens`, of which `warm_tokens` are there, meets.
+    #[must_use]
+    pub fn features(&self, prompt_tokens: f32, warm_tokens: f32) -> Features {
+        Features {
+            uncached_tokens: larger(prompt_tokens - warm_tokens, 0.0),
+            cached_tokens: warm_tokens,
+            tail_tokens: 0.0,
+            held_s: 0.0,
+            ahead_s: self.backlog.ahead_s + self.others_s,
+            room_tokens: self.backlog.room_tokens,
+            step_s: self.backlog.step_s,
+            band: self.band(),
+            requests: self.requests,
+            context_tokens: self.context_tokens,
+            prefill_share: self.backlog.prefill_share,
+        }
+    }
 }
 
 /// One cell a candidate.
@@ -42,10 +72,14 @@ pub struct LatencyColumns {
     token_s: Vec<f32>,
     /// For each pair of a token to compute and one before it.
     pair_s: Vec<f32>,
-    /// For each second until `prefilled_by_s`.
+    /// For each step more than one that its prefill takes.
+    step_s: Vec<f32>,
+    /// Prompt tokens for which the first has room.
+    room_tokens: Vec<f32>,
+    /// For each second until `begins_s`.
     ahead: Vec<f32>,
-    /// Seconds from the epoch.
-    prefilled_by_s: Vec<f32>,
+    /// When its prefill can begin, seconds from the epoch.
+    begins_s: Vec<f32>,
     /// The ninetieth percentile of TTFT by the median.
     p90_ratio: Vec<f32>,
     /// TPOT of a prompt without tokens, at the ninetieth percentile.
@@ -82,18 +116,26 @@ impl LatencyColumns {
         }
     }
 
-    const fn columns(&self) -> [&Vec<f32>; 8] {
-        let Self {
-            standing_s, token_s, pair_s, ahead, prefilled_by_s, p90_ratio, tpot_p90_s, tpot_p90_token_s, ..
-        } = self;
-        [standing_s, token_s, pair_s, ahead, prefilled_by_s, p90_ratio, tpot_p90_s, tpot_p90_token_s]
+    const fn columns(&self) -> [&Vec<f32>; 10] {
+        let Self { standing_s, token_s, pair_s, step_s, room_tokens, ahead, begins_s, p90_ratio, .. } = self;
+        let Self { tpot_p90_s, tpot_p90_token_s, .. } = self;
+        [standing_s, token_s, pair_s, step_s, room_tokens, ahead, begins_s, p90_ratio, tpot_p90_s, tpot_p90_token_s]
     }
 
-    const fn columns_mut(&mut self) -> [&mut Vec<f32>; 8] {
-        let Self {
-            standing_s, token_s, pair_s, ahead, prefilled_by_s, p90_ratio, tpot_p90_s, tpot_p90_token_s, ..
-        } = self;
-        [standing_s, token_s, pair_s, ahead, prefilled_by_s, p90_ratio, tpot_p90_s, tpot_p90_token_s]
+    const fn columns_mut(&mut self) -> [&mut Vec<f32>; 10] {
+        let Self { standing_s, token_s, pair_s, step_s, room_tokens, ahead, begins_s, p90_ratio, .. } = self;
+        [
+            standing_s,
+            token_s,
+            pair_s,
+            step_s,
+            room_tokens,
+            ahead,
+            begins_s,
+            p90_ratio,
+            &mut self.tpot_p90_s,
+            &mut self.tpot_p90_token_s,
+        ]
     }
 
     /// From now on it is `now`.
@@ -102,7 +144,7 @@ impl LatencyColumns {
             let moved = now.since(self.epoch).as_secs_f32();
             self.epoch = now;
             // What is over by then stays over.
-            self.prefilled_by_s.iter_mut().for_each(|by_s| *by_s = (*by_s - moved).max(0.0));
+            self.begins_s.iter_mut().for_each(|begins_s| *begins_s = (*begins_s - moved).max(0.0));
         }
         self.now_s = now.since(self.epoch).as_secs_f32();
     }
@@ -112,44 +154,50 @@ impl LatencyColumns {
         self.coefficients[place] = *coefficients;
     }
 
-    /// Takes up the load of the candidate at `place`.
+    /// What was learned of the candidate at `place`.
+    #[must_use]
+    pub fn learned(&self, place: usize) -> &Coefficients {
+        &self.coefficients[place]
+    }
+
+    /// Takes up the load of the candidate at `place`, as it is now.
     pub fn settle(&mut self, place: usize, load: &Load) {
         self.loads[place] = *load;
         let learned = &self.coefficients[place];
-        let is_queued = load.prefilled_by.is_some() || load.others_s > 0.0;
-        let ([p50, p90], [_, tpot_p90]) = (learned.ttft[usize::from(is_queued)], learned.tpot[usize::from(is_queued)]);
-        let decoding_s = if load.is_decoding { learned.decoding_s } else { 0.0 };
-        let standing_s =
-            learned.base_s + decoding_s + learned.context_token_s * load.context_tokens + learned.ahead * load.others_s;
+        let band = load.band();
+        let ([p50, p90], [_, tpot_p90]) = (learned.ttft[band as usize], learned.tpot_band(band));
+        let backlog = &load.backlog;
+        let way_s = if backlog.step_s > 0.0 { learned.travel_s } else { learned.base_s };
+        let mut standing_s = way_s + learned.ahead * load.others_s + learned.steps * backlog.step_s;
+        self.begins_s[place] = 0.0;
+        if backlog.prefills > 0 || backlog.is_full {
+            self.begins_s[place] = self.now_s + backlog.ahead_s;
+        } else {
+            // Where in a step it will be there changes with each moment: half of one is left then.
+            standing_s += learned.ahead * 0.5 * backlog.step_s;
+        }
         self.standing_s[place] = p50 * standing_s;
         self.token_s[place] = p50 * learned.token_s;
         self.pair_s[place] = p50 * learned.pair_s;
+        self.step_s[place] = p50 * learned.steps * backlog.step_s;
+        self.room_tokens[place] = backlog.room_tokens;
         self.ahead[place] = p50 * learned.ahead;
-        self.prefilled_by_s[place] = load.prefilled_by.map_or(0.0, |by| by.since(self.epoch).as_secs_f32());
         self.p90_ratio[place] = if p50 > 0.0 { p90 / p50 } else { 1.0 };
-        let step_s = learned.step_s
-            + learned.step_request_s * (load.requests + 1.0)
-            + learned.step_token_s * load.context_tokens
-            + learned.step_prefill_s * load.prefill_share.min(1.0);
-        self.tpot_p90_s[place] = tpot_p90 * step_s;
-        self.tpot_p90_token_s[place] = tpot_p90 * learned.step_token_s;
+        let tpot_s = learned.tpot_s(load.requests, load.context_tokens, backlog.prefill_share);
+        self.tpot_p90_s[place] = tpot_p90 * tpot_s;
+        self.tpot_p90_token_s[place] = tpot_p90 * learned.tpot_token_s;
     }
 
     /// What a request of `prompt_tokens`, of which `warm_tokens` are there, meets at `place`.
     #[must_use]
     pub fn features(&self, place: usize, prompt_tokens: f32, warm_tokens: f32) -> Features {
         let load = &self.loads[place];
-        Features {
-            uncached_tokens: larger(prompt_tokens - warm_tokens, 0.0),
-            cached_tokens: warm_tokens,
-            ahead_s: larger(self.prefilled_by_s[place] - self.now_s, 0.0) + load.others_s,
-            // The prefill that should be over may not be: what then happens is as uncertain.
-            is_queued: load.prefilled_by.is_some() || load.others_s > 0.0,
-            is_decoding: load.is_decoding,
-            requests: load.requests,
-            context_tokens: load.context_tokens,
-            prefill_share: load.prefill_share,
-        }
+        let backlog = &load.backlog;
+        let ahead_s = match backlog.prefills {
+            0 if !backlog.is_full => 0.5 * backlog.step_s,
+            _ => larger(self.begins_s[place] - self.now_s, 0.0),
+        };
+        Features { ahead_s: ahead_s + load.others_s, ..load.features(prompt_tokens, warm_tokens) }
     }
 
     /// What is predicted of it there.
@@ -173,7 +221,7 @@ impl LatencyColumns {
     #[inline]
     #[must_use]
     pub fn ahead_s(&self, place: usize) -> f32 {
-        larger(self.prefilled_by_s[place] - self.now_s, 0.0) + self.loads[place].others_s
+        larger(self.begins_s[place] - self.now_s, 0.0) + self.loads[place].others_s
     }
 
     /// Seconds that prefill of `uncached_tokens` after `warm_tokens` takes at `place`.
@@ -210,14 +258,16 @@ fn predict_ttft(
     let n = p50_s.len();
     let (warm_tokens, p90_s) = (&warm_tokens[..n], &mut p90_s[..n]);
     let (standing_s, token_s, pair_s) = (&columns.standing_s[..n], &columns.token_s[..n], &columns.pair_s[..n]);
-    let (ahead, by_s, ratio) = (&columns.ahead[..n], &columns.prefilled_by_s[..n], &columns.p90_ratio[..n]);
+    let (ahead, begins_s, ratio) = (&columns.ahead[..n], &columns.begins_s[..n], &columns.p90_ratio[..n]);
+    let (step_s, room_tokens) = (&columns.step_s[..n], &columns.room_tokens[..n]);
     let now_s = columns.now_s;
     for place in 0..n {
         let warm = warm_tokens[place];
         let own = larger(prompt_tokens - warm, 0.0);
-        let ahead_s = larger(by_s[place] - now_s, 0.0);
+        let ahead_s = larger(begins_s[place] - now_s, 0.0);
         let prefill_s = own * (token_s[place] + pair_s[place] * (warm + 0.5 * own));
-        let median_s = standing_s[place] + ahead[place] * ahead_s + prefill_s;
+        let more_steps = (larger(own - room_tokens[place], 0.0) * (1.0 / CHUNK_TOKENS)).ceil();
+        let median_s = standing_s[place] + ahead[place] * ahead_s + prefill_s + more_steps * step_s[place];
         p50_s[place] = median_s;
         p90_s[place] = median_s * ratio[place];
     }
@@ -229,14 +279,16 @@ fn predict_ttft_p50(columns: &LatencyColumns, prompt_tokens: f32, warm_tokens: &
     let n = p50_s.len();
     let warm_tokens = &warm_tokens[..n];
     let (standing_s, token_s, pair_s) = (&columns.standing_s[..n], &columns.token_s[..n], &columns.pair_s[..n]);
-    let (ahead, by_s) = (&columns.ahead[..n], &columns.prefilled_by_s[..n]);
+    let (ahead, begins_s) = (&columns.ahead[..n], &columns.begins_s[..n]);
+    let (step_s, room_tokens) = (&columns.step_s[..n], &columns.room_tokens[..n]);
     let now_s = columns.now_s;
     for place in 0..n {
         let warm = warm_tokens[place];
         let own = larger(prompt_tokens - warm, 0.0);
-        let ahead_s = larger(by_s[place] - now_s, 0.0);
+        let ahead_s = larger(begins_s[place] - now_s, 0.0);
         let prefill_s = own * (token_s[place] + pair_s[place] * (warm + 0.5 * own));
-        p50_s[place] = standing_s[place] + ahead[place] * ahead_s + prefill_s;
+        let more_steps = (larger(own - room_tokens[place], 0.0) * (1.0 / CHUNK_TOKENS)).ceil();
+        p50_s[place] = standing_s[place] + ahead[place] * ahead_s + prefill_s + more_steps * step_s[place];
     }
 }
 
@@ -251,20 +303,37 @@ mod tests {
     use super::*;
 
     fn coefficients(rng: &mut fastrand::Rng) -> Coefficients {
+        let band = |rng: &mut fastrand::Rng| [0.9 + 0.2 * rng.f32(), 1.2 + rng.f32()];
         Coefficients {
-            base_s: 0.02 * rng.f32(),
+            base_s: 0.02 + 0.02 * rng.f32(),
+            travel_s: 0.02 * rng.f32(),
             token_s: 1e-4 * rng.f32(),
             pair_s: 1e-9 * rng.f32(),
             ahead: 1.0 + rng.f32(),
-            decoding_s: 0.01 * rng.f32(),
-            context_token_s: 1e-7 * rng.f32(),
-            ttft: [[1.0, 1.2], [0.9, 1.8]],
-            step_s: 0.01,
-            step_request_s: 1e-4 * rng.f32(),
-            step_token_s: 1e-7 * rng.f32(),
-            step_prefill_s: 0.02 * rng.f32(),
-            tpot: [[1.0, 1.1], [1.1, 1.5]],
+            steps: 1.0 + rng.f32(),
+            ttft: std::array::from_fn(|_| band(rng)),
+            tpot_s: 0.01,
+            tpot_request_s: 1e-4 * rng.f32(),
+            tpot_token_s: 1e-7 * rng.f32(),
+            tpot_prefill_s: 0.02 * rng.f32(),
+            tpot: std::array::from_fn(|_| band(rng)),
+            ..Coefficients::default()
         }
+    }
+
+    fn load(rng: &mut fastrand::Rng) -> Load {
+        let backlog = Backlog {
+            prefills: u32::from(rng.u8(..3)),
+            ahead_s: 30.0 * rng.f32(),
+            room_tokens: CHUNK_TOKENS * rng.f32(),
+            step_s: if rng.bool() { 0.03 * rng.f32() } else { 0.0 },
+            is_full: rng.u8(..8) == 0,
+            decoding: 0,
+            generated_tokens: 0.0,
+            prefill_share: 2.0 * rng.f32(),
+        };
+        let others_s = if rng.bool() { rng.f32() } else { 0.0 };
+        Load { backlog, others_s, requests: f32::from(rng.u8(..9)), context_tokens: 1e6 * rng.f32() }
     }
 
     fn near(a: f32, b: f32) -> bool {
@@ -280,26 +349,18 @@ mod tests {
             columns.reset(len);
             columns.set_now(second(starts));
             for place in 0..len {
-                let load = Load {
-                    prefilled_by: rng.bool().then(|| second(starts + 30.0 * rng.f64())),
-                    others_s: if rng.bool() { rng.f32() } else { 0.0 },
-                    is_decoding: rng.bool(),
-                    requests: f32::from(rng.u8(..9)),
-                    context_tokens: 1e6 * rng.f32(),
-                    prefill_share: 2.0 * rng.f32(),
-                };
                 columns.learn(place, &coefficients(&mut rng));
-                columns.settle(place, &load);
+                columns.settle(place, &load(&mut rng));
             }
-            let warm: Vec<f32> = (0..len).map(|_| 9000.0 * rng.f32()).collect();
+            let warm: Vec<f32> = (0..len).map(|_| 40_000.0 * rng.f32()).collect();
             let [mut p50, mut p90, mut tpot] = [0, 1, 2].map(|_| vec![0.0; len]);
             for at in [0.0, 10.0, 511.0, 514.0] {
                 columns.set_now(second(starts + at));
-                columns.predict_ttft(8000.0, &warm, &mut p50, &mut p90);
-                columns.predict_tpot_p90(8000.0, &mut tpot);
+                columns.predict_ttft(30_000.0, &warm, &mut p50, &mut p90);
+                columns.predict_tpot_p90(30_000.0, &mut tpot);
                 for place in 0..len {
                     // All of a prompt counts as context, warm or not.
-                    let one = columns.predict(place, 8000.0, warm[place].min(8000.0));
+                    let one = columns.predict(place, 30_000.0, warm[place].min(30_000.0));
                     assert!(near(p50[place], one.ttft_p50_s) && near(p90[place], one.ttft_p90_s), "{place} at {at}");
                     assert!(near(tpot[place], one.tpot_p90_s), "{place} at {at}: {} {one:?}", tpot[place]);
                 }

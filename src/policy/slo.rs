@@ -152,7 +152,7 @@ mod tests {
     use super::super::latency::Load;
     use super::*;
     use crate::id::ReplicaSlot;
-    use crate::learn::Coefficients;
+    use crate::learn::{Band, Coefficients};
 
     /// Replicas that need so many milliseconds for the first token of anything, and so many for each after it.
     fn view(ttft_ms: &[f32], tpot_ms: &[f32], in_flight: &[f32]) -> View {
@@ -162,8 +162,8 @@ mod tests {
         for place in 0..ttft_ms.len() {
             let learned = Coefficients {
                 base_s: ttft_ms[place] * 1e-3,
-                step_s: tpot_ms[place] * 1e-3,
-                ttft: [[0.5, 1.0]; 2],
+                tpot_s: tpot_ms[place] * 1e-3,
+                ttft: [[0.5, 1.0]; Band::COUNT],
                 tpot: [[0.5, 1.0]; 2],
                 ..Coefficients::default()
             };

@@ -36,7 +36,7 @@ use crate::{
     sync::huge::{HugeTable, LINE_BYTES, Line, prefetch},
 };
 use entry::{Entry, Found, HOLDERS, Header, Key};
-use residency::{Residency, Touches};
+use residency::{Residency, Touches, Use};
 use rows::{Row, Rows};
 
 /// Least memory an index works with, bytes beside what replicas take.
@@ -119,27 +119,54 @@ impl PrefixIndex {
 
     /// Notes that `slot` holds all of `chain` and has just used it.
     pub fn record(&self, slot: ReplicaSlot, chain: &[BlockHash]) {
-        self.note(slot, chain, 0, |_, _| {});
+        self.record_over(slot, chain, self.clock(slot));
     }
 
-    /// As [`PrefixIndex::record`]; returns what the replica had used of `chain` before, and how long ago.
+    /// As [`PrefixIndex::record`], for a request that is over and was recorded when [`PrefixIndex::clock`] was `began`: what
+    /// others of its prompt still use, they still use.
+    pub fn record_over(&self, slot: ReplicaSlot, chain: &[BlockHash], began: u32) {
+        self.note(slot, (chain, 0), Use::Over(began), |_, _| {});
+        self.residency.settle(slot);
+    }
+
+    /// As [`PrefixIndex::record`], for a request that is about to run and holds on to what it uses: call
+    /// [`PrefixIndex::hold`] next. Returns what the replica had used of `chain` before, and how long ago.
     pub fn record_with_trail(&self, slot: ReplicaSlot, chain: &[BlockHash]) -> Trail {
         let mut trail = Trail::default();
-        self.note(slot, chain, 0, |depth, stamp| trail.add(depth, stamp));
+        self.note(slot, (chain, 0), Use::Begins, |depth, stamp| trail.add(depth, stamp));
         trail.settle(chain.len(), |stamp| self.residency.since(slot, stamp));
         trail
     }
 
     /// Notes that `slot` holds `chain` too, whose first block follows `depth` others, and has just used it.
     pub fn extend(&self, slot: ReplicaSlot, chain: &[BlockHash], depth: usize) {
-        self.note(slot, chain, depth, |_, _| {});
+        self.note(slot, (chain, depth), Use::Over(self.clock(slot)), |_, _| {});
+        self.residency.settle(slot);
+    }
+
+    /// A request whose prompt was recorded when [`PrefixIndex::clock`] was `clock` is under way: until
+    /// [`PrefixIndex::release`], none of it is given up for others.
+    pub fn hold(&self, slot: ReplicaSlot, clock: u32) {
+        self.residency.pin(slot, clock);
+        self.residency.settle(slot);
+    }
+
+    /// The request is over.
+    pub fn release(&self, slot: ReplicaSlot, clock: u32) {
+        self.residency.unpin(slot, clock);
     }
 
     /// Notes a use of all of `chain`, of which `before` blocks were left out at the front; tells `seen` of the blocks that
     /// `slot` was known to have used: depth and stamp, of which the lower 16 bits are right.
     #[inline]
-    fn note(&self, slot: ReplicaSlot, chain: &[BlockHash], before: usize, mut seen: impl FnMut(usize, u32)) {
-        let Some(mut touches) = self.residency.touches(slot) else { return };
+    fn note(
+        &self,
+        slot: ReplicaSlot,
+        (chain, before): (&[BlockHash], usize),
+        what: Use,
+        mut seen: impl FnMut(usize, u32),
+    ) {
+        let Some(mut touches) = self.residency.touches(slot, what) else { return };
         let ahead = |i: usize| i.checked_sub(PREFETCH_AHEAD).map(|i| chain[i]);
         for hash in chain.iter().rev().take(PREFETCH_AHEAD) {
             self.prefetch(self.places(*hash));
@@ -157,7 +184,7 @@ impl PrefixIndex {
                 Touched::Replaced => replaced += 1,
             }
         }
-        touches.flush();
+        touches.finish();
         if inserted > 0 {
             self.entries.fetch_add(inserted, Relaxed);
         }
@@ -181,6 +208,7 @@ impl PrefixIndex {
                 }
             }
         }
+        self.residency.settle(slot);
     }
 
     /// Forgets all that `slot` held: it restarted or left. Takes the time of a few hundred memory accesses, whatever it
@@ -201,8 +229,7 @@ impl PrefixIndex {
         self.residency.set_capacity(slot, device, blocks);
     }
 
-    /// A time of `slot`'s own, which moves on as it takes in blocks: two readings that are equal have less between them
-    /// than a 64th of what it holds.
+    /// A time of `slot`'s own, by which [`PrefixIndex::hold`] knows what was recorded last.
     #[must_use]
     pub fn clock(&self, slot: ReplicaSlot) -> u32 {
         self.residency.clock(slot)
@@ -225,6 +252,12 @@ impl PrefixIndex {
         again: impl Fn(u32) -> f32,
     ) -> [f32; N] {
         self.residency.pushed_out(slot, sizes, again)
+    }
+
+    /// How often anything was recorded for `slot`.
+    #[must_use]
+    pub fn uses(&self, slot: ReplicaSlot) -> u32 {
+        self.residency.uses(slot)
     }
 
     /// Blocks that `slot` is believed to hold.
@@ -295,6 +328,7 @@ impl PrefixIndex {
     #[inline]
     fn touch(&self, touches: &mut Touches<'_>, hash: BlockHash, depth: usize) -> Touched {
         let (key, places) = (Key::of(hash), self.places(hash));
+        let at = u32::try_from(depth).unwrap_or(u32::MAX);
         for _ in 0..ATTEMPTS {
             let found = self.candidates(places).find_map(|entry| match entry.find(key) {
                 Found::Yes(header) => Some((entry, header)),
@@ -306,7 +340,7 @@ impl PrefixIndex {
                 }
                 continue;
             };
-            if let Some(touched) = self.touch_entry(touches, entry, header, hash) {
+            if let Some(touched) = self.touch_entry(touches, entry, header, (hash, at)) {
                 return touched;
             }
         }
@@ -320,18 +354,18 @@ impl PrefixIndex {
         touches: &mut Touches<'_>,
         entry: Entry<'_>,
         header: Header,
-        hash: BlockHash,
+        (hash, depth): (BlockHash, u32),
     ) -> Option<Touched> {
         if let Some(own) = entry.holder_of(touches.slot()) {
-            if own.stamp() != touches.stamp() {
+            if own.stamp() != touches.stamp() && !touches.leaves(own.stamp()) {
                 if !entry.set(own, touches.holder(), header) {
                     return None;
                 }
-                touches.moved(own.stamp());
+                touches.moved(own.stamp(), depth);
             }
             return Some(Touched::Known(own.stamp()));
         }
-        self.join_entry(touches, entry, header, hash)
+        self.join_entry(touches, entry, header, (hash, depth))
     }
 
     /// Adds a replica to an entry that does not name it inline: to its row if it is there, else to a free place, else
@@ -342,22 +376,22 @@ impl PrefixIndex {
         touches: &mut Touches<'_>,
         entry: Entry<'_>,
         header: Header,
-        hash: BlockHash,
+        (hash, depth): (BlockHash, u32),
     ) -> Option<Touched> {
         let row = self.rows.get(header.row(), hash);
         if let Some(row) = row
             && row.stamp(touches.slot()).is_some()
         {
-            return touch_row(touches, row);
+            return touch_row(touches, row, depth);
         }
         let (place, is_free) = entry.weakest_holder(&self.residency);
         if !is_free && let Some(row) = row.or_else(|| self.rows.allocate(hash, |id| entry.set_row(header, id))) {
-            return touch_row(touches, row);
+            return touch_row(touches, row, depth);
         }
         if !entry.set(place, touches.holder(), header) {
             return None;
         }
-        touches.added();
+        touches.added(depth);
         Some(Touched::Joined)
     }
 
@@ -387,7 +421,7 @@ impl PrefixIndex {
         if !victim.entry.replace(victim.header, Header::new(key, depth), [touches.holder().word(), 0, 0]) {
             return None;
         }
-        touches.added();
+        touches.added(u32::try_from(depth).unwrap_or(u32::MAX));
         if victim.weakness == FREE {
             return Some(Touched::Inserted);
         }
@@ -475,14 +509,19 @@ enum Touched {
 }
 
 /// Sets the replica's stamp in a row. `None` when the row has changed hands.
-fn touch_row(touches: &mut Touches<'_>, row: Row<'_>) -> Option<Touched> {
+fn touch_row(touches: &mut Touches<'_>, row: Row<'_>, depth: u32) -> Option<Touched> {
+    if let Some(stamp) = row.stamp(touches.slot()).map(u32::from)
+        && touches.leaves(stamp)
+    {
+        return Some(Touched::Known(stamp));
+    }
     match row.set(touches.slot(), touches.stamp())? {
         0 => {
-            touches.added();
+            touches.added(depth);
             Some(Touched::Joined)
         }
         before => {
-            touches.moved(u32::from(before));
+            touches.moved(u32::from(before), depth);
             Some(Touched::Known(u32::from(before)))
         }
     }

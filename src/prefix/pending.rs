@@ -80,6 +80,7 @@ fn common_prefix(a: &[BlockHash], b: &[BlockHash]) -> usize {
 #[derive(Debug)]
 struct Pending {
     claim: Claim,
+    expected: Now,
     until: Now,
     ticket: Arc<Ticket>,
 }
@@ -95,6 +96,8 @@ pub struct PendingPrefills {
 pub struct Awaited {
     /// Says when it is over.
     pub ticket: Arc<Ticket>,
+    /// When it should be over.
+    pub expected: Now,
     /// After this, computing the blocks again is the better bet.
     pub until: Now,
 }
@@ -114,15 +117,21 @@ impl PendingPrefills {
         Self { by_slot: (0..slots_max).map(|_| Mutex::new(Vec::new())).collect() }
     }
 
-    /// Announces `claim` at `slot`, over by about `until`.
+    /// Announces `claim` at `slot`, which should be over at `expected`, and is not worth waiting for after `until`.
     #[must_use]
-    pub fn announce(self: &Arc<Self>, slot: ReplicaSlot, claim: Claim, until: Now) -> Option<Announcement> {
+    pub fn announce(
+        self: &Arc<Self>,
+        slot: ReplicaSlot,
+        claim: Claim,
+        expected: Now,
+        until: Now,
+    ) -> Option<Announcement> {
         let mut pending = self.by_slot.get(slot.index())?.try_lock()?;
         if pending.len() >= PENDING_MAX {
             return None;
         }
         let ticket = Arc::new(Ticket::default());
-        pending.push(Pending { claim, until, ticket: Arc::clone(&ticket) });
+        pending.push(Pending { claim, expected, until, ticket: Arc::clone(&ticket) });
         Some(Announcement { pending: Arc::clone(self), slot, ticket })
     }
 
@@ -132,7 +141,7 @@ impl PendingPrefills {
     pub fn find(&self, slot: ReplicaSlot, chain: &[BlockHash], warm: usize, now: Now) -> Option<Awaited> {
         let pending = self.by_slot.get(slot.index())?.try_lock()?;
         let last = pending.iter().rev().find(|one| one.until > now && one.claim.concerns(chain, warm))?;
-        Some(Awaited { ticket: Arc::clone(&last.ticket), until: last.until })
+        Some(Awaited { ticket: Arc::clone(&last.ticket), expected: last.expected, until: last.until })
     }
 
     /// How many claims at `slot` such a request would wait for, one after the other.
@@ -170,14 +179,14 @@ mod tests {
     #[test]
     fn who_shares_the_blocks_under_way_finds_them() {
         let pending = Arc::new(PendingPrefills::new(4));
-        let first = pending.announce(SLOT, prefill(1, 20), Now(100)).unwrap();
+        let first = pending.announce(SLOT, prefill(1, 20), Now(100), Now(100)).unwrap();
         let find = |slot, hashes: &[u64], now| pending.find(slot, &chain(hashes), hashes.len(), Now(now));
         assert!(find(SLOT, &[10, 20, 30], 50).is_some());
         assert!(find(SLOT, &[10, 21], 50).is_none(), "another prompt");
         assert!(find(SLOT, &[10], 50).is_none(), "all of it is held already");
         assert!(find(ReplicaSlot(2), &[10, 20], 50).is_none(), "another replica");
         assert!(find(SLOT, &[10, 20], 100).is_none(), "not worth waiting for any more");
-        let second = pending.announce(SLOT, prefill(2, 30), Now(200)).unwrap();
+        let second = pending.announce(SLOT, prefill(2, 30), Now(200), Now(200)).unwrap();
         let awaited = find(SLOT, &[10, 20, 30], 50).unwrap();
         assert_eq!(awaited.until, Now(200));
         assert!(!awaited.ticket.is_over());
@@ -190,19 +199,19 @@ mod tests {
     #[test]
     fn a_slot_is_waited_for_by_those_whose_prefix_it_holds() {
         let pending = Arc::new(PendingPrefills::new(4));
-        let _running = pending.announce(SLOT, Claim::Slot(chain(&[1, 2, 3, 4]).into()), Now(9)).unwrap();
+        let _running = pending.announce(SLOT, Claim::Slot(chain(&[1, 2, 3, 4]).into()), Now(9), Now(9)).unwrap();
         let ahead = |hashes: &[u64], warm| pending.ahead(SLOT, &chain(hashes), warm);
         assert_eq!(ahead(&[1, 2, 3, 5], 3), 1, "the same conversation, another turn");
         assert_eq!(ahead(&[1, 6, 7, 8, 9], 4), 0, "a common system prompt only: another slot holds more");
         assert_eq!(ahead(&[9, 8], 0), 0);
-        let _queued = pending.announce(SLOT, Claim::Slot(chain(&[1, 2, 3, 5]).into()), Now(9)).unwrap();
+        let _queued = pending.announce(SLOT, Claim::Slot(chain(&[1, 2, 3, 5]).into()), Now(9), Now(9)).unwrap();
         assert_eq!(ahead(&[1, 2, 3, 6], 3), 2);
     }
 
     #[tokio::test]
     async fn those_who_wait_are_let_go() {
         let pending = Arc::new(PendingPrefills::new(4));
-        let first = pending.announce(SLOT, prefill(0, 1), Now(9)).unwrap();
+        let first = pending.announce(SLOT, prefill(0, 1), Now(9), Now(9)).unwrap();
         let awaited = pending.find(SLOT, &chain(&[1]), 1, Now(0)).unwrap();
         let waiting = tokio::spawn(async move { awaited.ticket.over().await });
         tokio::task::yield_now().await;
@@ -214,7 +223,7 @@ mod tests {
     #[test]
     fn announcements_are_bounded() {
         let pending = Arc::new(PendingPrefills::new(2));
-        let held: Vec<_> = (0..100).filter_map(|n| pending.announce(SLOT, prefill(0, n), Now(9))).collect();
+        let held: Vec<_> = (0..100).filter_map(|n| pending.announce(SLOT, prefill(0, n), Now(9), Now(9))).collect();
         assert_eq!(held.len(), PENDING_MAX);
     }
 }

@@ -186,9 +186,10 @@ impl Exchange<'_> {
             ends_with_connection,
         };
         let seen = Box::pin(relay.run(answer, head)).await;
+        let is_followed = underway.is_followed();
         drop(underway);
         if status < 400 {
-            self.learn(&placement, &seen, sent);
+            self.learn(&placement, &seen, sent, is_followed);
         }
         let reject = match seen.end {
             End::Complete => None,
@@ -221,7 +222,7 @@ impl Exchange<'_> {
     }
 
     /// Tells the pipeline what the answer taught.
-    fn learn(&self, placement: &Placement, seen: &Seen, sent: Sent) {
+    fn learn(&self, placement: &Placement, seen: &Seen, sent: Sent, is_followed: bool) {
         let (shared, now) = (&self.shard.core.shared, self.shard.core.clock.now());
         let total = now.seconds_since(sent.at);
         let nothing_came = if seen.is_stream { seen.content_events == 0 } else { seen.bytes == 0 };
@@ -243,6 +244,7 @@ impl Exchange<'_> {
             first_token_s: seen.first_token.map(|first| first.seconds_since(sent.at)),
             total_s: total,
             usage: seen.usage,
+            is_followed,
         };
         if let (Some(tokens), Some(cached), true) = (seen.usage.prompt_tokens, seen.usage.cached_tokens, leaves_cache) {
             self.shard.metrics.cached_tokens(f64::from(placement.decision.chosen.warm_tokens), cached, tokens);

@@ -245,9 +245,10 @@ impl Relay<'_> {
             match seen.last_token {
                 None => {
                     seen.first_token = Some(now);
-                    self.underway.prefilled(self.shard.core.clock.now());
+                    self.underway.prefilled(now);
                 }
                 Some(before) => {
+                    self.underway.token(&self.shard.core.shared, now);
                     self.shard.metrics.inter_token.observe(now.seconds_since(before) / f64::from(tokens));
                 }
             }

@@ -230,6 +230,27 @@ impl SimEngine {
         (prefill_s + wait_s) * self.slowness
     }
 
+    /// The last step that ended by `now` and made further tokens of answers under way: when it ended, and what it took.
+    #[must_use]
+    pub fn last_step(&self, now: Now) -> Option<(Now, f64)> {
+        let steps = self.steps.as_ref().filter(|steps| steps.decoding > 0 && steps.count > 1)?;
+        let passed_s = now.seconds_since(steps.began);
+        let took_s = |count| decode_time(&self.model, steps, count) * self.slowness;
+        let (mut low, mut high) = (0, steps.count);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if took_s(middle) <= passed_s { low = middle } else { high = middle - 1 }
+        }
+        (low > 0).then(|| (steps.began.plus(seconds(took_s(low))), took_s(low) - took_s(low - 1)))
+    }
+
+    /// The steps under way: how many, how long one of them takes, and whether there are answers under way.
+    #[must_use]
+    pub fn steps_under_way(&self, now: Now) -> Option<(u32, f64)> {
+        let steps = self.steps.as_ref().filter(|steps| steps.decoding > 0)?;
+        Some((steps.count, now.seconds_since(steps.began) / f64::from(steps.count)))
+    }
+
     /// A request arrives.
     pub fn submit(&mut self, mut request: EngineRequest, now: Now, out: &mut Vec<Emitted>) {
         let prompt_tokens: u32 = request.prompt.iter().map(|segment| segment.tokens).sum();

@@ -165,9 +165,20 @@ enum Event {
     /// A replica looks at its load.
     Beacon { engine: u32 },
     /// What it said is heard.
-    Report { engine: u32, running: u32, waiting: u32, kv_usage_ppm: u32, prefill_tokens: u32 },
+    Report { engine: u32, said: Said },
     /// The replica becomes slower.
     Slow,
+}
+
+/// What a load report says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Said {
+    running: u32,
+    waiting: u32,
+    /// Share of the KV cache in use, in millionths.
+    kv_usage_ppm: u32,
+    prefill_tokens: u32,
+    blocks_evicted: u64,
 }
 
 /// A request between its arrival and its end.
@@ -321,10 +332,7 @@ impl<'p> Run<'p> {
             Event::Finished { request } => self.finished(request, true),
             Event::Refused { request } => self.finished(request, false),
             Event::Beacon { engine } => self.beacon(engine),
-            Event::Report { engine, running, waiting, kv_usage_ppm, prefill_tokens } => {
-                let said = (running, waiting, kv_usage_ppm, prefill_tokens);
-                self.gateway.hear(engine, said, self.plan.beacons, self.now);
-            }
+            Event::Report { engine, said } => self.gateway.hear(engine, said, self.now),
             Event::Slow => {
                 if let Some(slowdown) = self.plan.slowdown
                     && let Some(engine) = self.engines.get_mut(slowdown.replica)
@@ -391,8 +399,19 @@ impl<'p> Run<'p> {
             self.live[place] = Some(Live { slot, ..live });
             return self.send(request);
         }
+        self.see_steps();
         let placing = self.gateway.place(request, &live, &self.engines, self.now);
         self.decided(request, live, placing);
+    }
+
+    /// Tokens of answers under way come with each step of their engines.
+    pub(super) fn see_steps(&self) {
+        let delay = seconds(self.plan.network_delay_s);
+        for (place, engine) in self.engines.iter().enumerate() {
+            if let Some((ended, step_s)) = engine.last_step(Now(self.now.0.saturating_sub(nanos(delay)))) {
+                self.gateway.see_steps(place, ended.plus(delay), step_s, 1);
+            }
+        }
     }
 
     /// The gateway forwards a request.
@@ -429,7 +448,12 @@ impl<'p> Run<'p> {
         if let Some(engine) =
             self.engines.get_mut(place).filter(|engine| engine.next_at() == Some(at) && at == self.now)
         {
+            let steps = engine.steps_under_way(self.now);
             engine.advance(self.now, &mut self.emitted);
+            if let Some((count, step_s)) = steps {
+                let seen = self.now.plus(seconds(self.plan.network_delay_s));
+                self.gateway.see_steps(place, seen, step_s, count);
+            }
             self.told(place);
         }
     }
@@ -507,17 +531,26 @@ impl<'p> Run<'p> {
         if beacons.loss > 0.0 && self.rng.f64() < beacons.loss {
             return;
         }
-        let Some(gauges) = self.engines.get(engine as usize).map(SimEngine::gauges) else { return };
+        let Some(engine_now) = self.engines.get(engine as usize) else { return };
+        let gauges = engine_now.gauges();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share in millionths")]
-        let kv_usage_ppm = (gauges.kv_usage * 1e6) as u32;
-        let (running, waiting, prefill_tokens) = (gauges.running, gauges.waiting, gauges.prefill_tokens);
-        let report = Event::Report { engine, running, waiting, kv_usage_ppm, prefill_tokens };
-        self.events.push_in_order(Lane::Reports, heard, report);
+        let said = Said {
+            running: gauges.running,
+            waiting: gauges.waiting,
+            kv_usage_ppm: (gauges.kv_usage * 1e6) as u32,
+            prefill_tokens: gauges.prefill_tokens,
+            blocks_evicted: gauges.evicted_tokens / u64::from(engine_now.model().block_tokens.max(1)),
+        };
+        self.events.push_in_order(Lane::Reports, heard, Event::Report { engine, said });
     }
 }
 
 fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.clamp(0.0, 1e9))
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn narrow(place: usize) -> u32 {

@@ -52,7 +52,7 @@ fn near(value: f32, wanted: f32) -> bool {
 fn the_load_of_others_is_what_was_heard_less_our_own_then() {
     let mut bench = Bench::new();
     assert_eq!(bench.columns.elsewhere(SLOT), Elsewhere::UNKNOWN);
-    bench.fold(report(1, 6, 2, 3));
+    (0..3).for_each(|_| bench.fold(report(1, 6, 2, 3)));
     let seen = bench.columns.elsewhere(SLOT);
     assert_eq!((seen.requests, seen.prefill_tokens, seen.slots), (5.0, 300.0, 6.0));
     assert_eq!((seen.kv_usage, seen.weight), (Some(0.5), 1.0));
@@ -86,10 +86,27 @@ fn a_report_is_believed_for_three_periods_and_then_less_and_less_for_three_more(
 #[test]
 fn a_limit_that_is_believed_less_is_less_of_a_limit() {
     let mut bench = Bench::new();
-    bench.fold(report(0, 4, 1, 0));
+    (0..3).for_each(|_| bench.fold(report(0, 4, 1, 0)));
     bench.columns.advance(at(45));
     let seen = bench.columns.elsewhere(SLOT);
     assert!(near(seen.requests, 2.5) && near(seen.slots, 8.0) && near(seen.weight, 0.5), "{seen:?}");
+}
+
+#[test]
+fn an_engine_whose_queue_goes_on_is_at_no_limit() {
+    let mut bench = Bench::new();
+    let mut slots = |ms, running, waiting| {
+        bench.fold(report(ms, running, waiting, 0));
+        bench.columns.elsewhere(SLOT).slots
+    };
+    // Some wait in each report, but for the next step: more and more run.
+    for (ms, running) in (1..20).zip(5..) {
+        assert_eq!(slots(ms, running, 3), f32::INFINITY);
+    }
+    // It runs no more, and some wait.
+    assert_eq!([20, 21].map(|ms| slots(ms, 23, 3)), [f32::INFINITY, 23.0]);
+    assert_eq!(slots(22, 22, 1), 22.0);
+    assert_eq!([slots(23, 22, 0), slots(24, 22, 4)], [f32::INFINITY; 2]);
 }
 
 #[test]

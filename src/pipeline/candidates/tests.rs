@@ -82,7 +82,7 @@ fn load_and_warmth_are_as_of_now() {
     let chain: Vec<_> = (1..9).map(BlockHash).collect();
     bench.shared.index.record(ReplicaSlot(1), &chain);
     bench.shared.index.lookup(&chain, &mut bench.depths);
-    let flight = Flight::start(&bench.shared.load, ReplicaSlot(2), 50, 80);
+    let flight = Flight::start(&bench.shared.load, ReplicaSlot(2), 50, 80, Now(0));
     let view = bench.view(&snapshot, 0, 1);
     assert_eq!((view.in_flight.as_slice(), view.prefill_tokens[2]), ([0.0, 0.0, 1.0].as_slice(), 50.0));
     assert_eq!((view.context_tokens[2], view.kv_tokens[2], view.now), (80.0, 400_000.0, Now(1_000_000)));
@@ -161,11 +161,11 @@ fn what_others_have_there_is_added_to_our_own_as_it_is_now_and_fades() {
     let mut bench = Bench::new();
     let snapshot = bench.snapshot(&["m"; 3]);
     bench.view(&snapshot, 0, 100);
-    let _before = Flight::start(&bench.shared.load, ReplicaSlot(1), 100, 200);
-    bench.reports.fold(&report(1, 100, 4, 2, 1), &bench.shared.load);
-    let _since = Flight::start(&bench.shared.load, ReplicaSlot(1), 30, 40);
+    let _before = Flight::start(&bench.shared.load, ReplicaSlot(1), 100, 200, Now(0));
+    (0..3).for_each(|_| bench.reports.fold(&report(1, 100, 4, 2, 1), &bench.shared.load));
+    let _since = Flight::start(&bench.shared.load, ReplicaSlot(1), 30, 40, Now(0));
     let view = bench.view(&snapshot, 0, 110);
-    assert_eq!((view.in_flight[1], view.elsewhere[1], view.prefill_tokens[1]), (7.0, 5.0, 930.0));
+    assert_eq!((view.in_flight[1], view.elsewhere[1], view.prefill_tokens[1]), (7.0, 5.0, 880.0));
     assert_eq!((view.slots_limit[1], view.kv_usage[1]), (4.0, 0.75), "it runs four while two wait");
     assert_eq!((view.in_flight[0], view.kv_usage[0]), (0.0, 0.0));
     assert!(view.standing_s[1] > view.standing_s[0]);
@@ -210,14 +210,16 @@ fn a_view_that_follows_changes_is_the_view_that_reads_everything() {
             let slot = u16::from(*slot) % 40;
             at_ms += u64::from(count % 5);
             match kind % 6 {
-                0 | 1 => flights.push(Flight::start(&bench.shared.load, ReplicaSlot(slot), u64::from(*count), 9)),
+                0 | 1 => {
+                    flights.push(Flight::start(&bench.shared.load, ReplicaSlot(slot), u64::from(*count), 9, Now(0)))
+                }
                 2 => drop(flights.pop()),
                 3 => flights.last_mut().into_iter().for_each(Flight::prefilled),
                 4 => bench
                     .reports
                     .fold(&report(slot, at_ms, u32::from(*count), u32::from(kind / 64), 1), &bench.shared.load),
                 _ => {
-                    let kept = columns(bench.view(&snapshot, 0, at_ms));
+                    let kept = columns(bench.view(&snapshot, 0, at_ms, Now(0)));
                     let followed = std::mem::take(&mut bench.candidates);
                     assert_eq!(kept, columns(bench.view(&snapshot, 0, at_ms)));
                     bench.candidates = followed;
@@ -249,7 +251,8 @@ fn those_that_warm_up_get_their_share_of_what_is_cold_and_of_nothing_else() {
     let mut bench = Bench::new();
     let snapshot = bench.snapshot(&["m"; 8]);
     // The others are busy: by price alone, all that is cold would go to the newcomer.
-    let _busy: Vec<_> = (0..7).map(|slot| Flight::start(&bench.shared.load, ReplicaSlot(slot), 50, 90)).collect();
+    let _busy: Vec<_> =
+        (0..7).map(|slot| Flight::start(&bench.shared.load, ReplicaSlot(slot), 50, 90, Now(0))).collect();
     assert_eq!(bench.place(&snapshot, 100).0[7], 100);
     bench.shared.health.warm_up(ReplicaSlot(7), Now(1_000_000_000));
     let (seen, drawn) = bench.place(&snapshot, 4000);
@@ -300,7 +303,7 @@ fn hits_are_whole_blocks_of_each_engine_and_what_is_in_host_memory_is_restored()
     let snapshot = Snapshot::new(config, fleet, &PoolTraits::default());
     bench.shared.apply(&change, &snapshot, Now(0));
     let said = crate::prefix::memory::Said { block_tokens: Some(64), ..Default::default() };
-    bench.shared.hear_cache(ReplicaSlot(2), said);
+    bench.shared.hear_cache(ReplicaSlot(2), said, Now(0));
     let chain: Vec<_> = (1..9).map(BlockHash).collect();
     for slot in (0..4).map(ReplicaSlot) {
         bench.shared.index.record(slot, &chain);

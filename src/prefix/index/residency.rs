@@ -1,15 +1,23 @@
 //! What a replica's engine still holds, without a queue.
 //!
-//! Every replica has a clock of stamps. Using a block stamps it with the present one. A ring counts, for each recent
-//! stamp, the blocks whose last use carries it. Going back from the present, the stamps whose counts still fit the
-//! replica's capacity are its window; a block stamped before that has been evicted by the engine's LRU, so it is dead
-//! here too, wherever it stands.
+//! Every replica has a clock of stamps. Using a prompt stamps all its blocks with one reading, and the clock moves on
+//! before the next use, unless that is tiny (see below). A ring counts, for each recent stamp, the blocks
+//! whose last use carries it. Going back from the present, the stamps whose counts still fit the replica's capacity are
+//! its window; a block stamped before that has been evicted by the engine's LRU, so it is dead here too, wherever it
+//! stands.
 //!
-//! The clock moves on after a 64th of the capacity in new blocks. Blocks used again count an eighth of a new one: they
-//! take no room in the engine, but they must not pile up under one stamp either, for a stamp lives and dies whole. So a
-//! stamp holds between a 64th and an eighth of the capacity, and the ring of 256 spans at least the capacity in new
-//! blocks however much is used again, up to about 28 uses of old blocks for each new one; past that the coldest blocks
-//! die early.
+//! Engines give up a prompt's tail before its head. So where the window ends within a use, it ends at a depth: of the
+//! oldest use, blocks up to that depth are held and deeper ones are not. With that the window is as exact as if all
+//! blocks stood in one queue, and a look-up compares two numbers.
+//!
+//! Small uses share a stamp, until together they make a 128th of the capacity in new blocks; blocks used again count an
+//! eighth of a new one, for they take no room in the engine. When so much is used again and so little is new that the
+//! ring would end before the capacity does, more uses share a stamp, up to a sixteenth of the capacity.
+//!
+//! Engines give up nothing of what a request uses that runs. So requests that begin and those that are over have stamps of
+//! their own, two at each time, and those of requests under way are pinned: their blocks count first, whatever their age,
+//! and what is left of the capacity is for the others. More may be placed at a replica than it has room for: then the
+//! youngest wait for room, and nothing is given up for them before they have it.
 //!
 //! A replica with a second tier (host memory) keeps in it what the device had to give up. It has two windows then: what
 //! lies in the larger is held, and what lies in the larger alone has to be restored before it can be used.
@@ -20,7 +28,7 @@
 //!
 //! Counts are approximate under races (a use may be counted at a neighbouring stamp); negative counts read as zero.
 
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
@@ -28,64 +36,102 @@ use super::entry::Holder;
 use crate::id::ReplicaSlot;
 
 /// Stamps are numbers modulo this; ages past the ring are dead, but for a stamp that comes round again: a block unused
-/// while its replica took in a thousand times its capacity (for overflow rows, which keep 16 bits).
+/// while its replica took in a thousand times its capacity (for overflow rows, which keep 16 bits: sixty times).
 pub(super) const STAMP_BITS: u32 = 20;
 pub(super) const STAMP_MASK: u32 = (1 << STAMP_BITS) - 1;
 /// What overflow rows keep of a stamp.
 pub(super) const ROW_MASK: u32 = 0xffff;
 /// Stamps counted.
-const RING: u32 = 256;
-/// Stamps that capacity in new blocks takes.
-const STEPS: i64 = 64;
+const RING: u32 = 512;
+const RING_WORDS: usize = RING as usize / 64;
+/// Uses share a stamp until they make this part of the capacity, in new blocks; at most so much in any case.
+const STEPS: i64 = 128;
+const STEPS_MIN: i64 = 16;
 /// Progress of the clock for a new block; a block used again makes 1.
 const NEW: i64 = 8;
+/// A depth that no limit is.
+const ALL: u32 = 0xffff;
 
-/// A replica's clock and how many stamps before it are alive. Packed, so that it is read at once.
+/// What uses a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// A request that begins.
+    Begins,
+    /// One that is over, and when it began.
+    Over(u32),
+}
+
+/// Where one of a replica's windows ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct End {
+    /// Age of the oldest stamp in it.
+    span: u32,
+    /// Blocks with that stamp are held up to this depth.
+    depth: u32,
+}
+
+impl End {
+    /// Nothing older than the present, with its two stamps, is held.
+    const PRESENT: Self = Self { span: 1, depth: ALL };
+
+    #[inline(always)]
+    const fn holds(self, age: u32, depth: u32) -> bool {
+        age < self.span || (age == self.span && (depth <= self.depth || self.depth == ALL))
+    }
+
+    const fn unpack(word: u32) -> Self {
+        Self { span: word & 0x7fff, depth: word >> 16 }
+    }
+
+    const fn pack(self) -> u32 {
+        self.span | self.depth << 16
+    }
+
+    /// The one that holds less.
+    const fn least(self, other: Self) -> Self {
+        let is_less = other.span < self.span || (other.span == self.span && other.depth < self.depth);
+        if is_less { other } else { self }
+    }
+}
+
+/// A replica's clock and how far back what it holds was used. Packed, so that it is read at once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Window {
     clock: u32,
-    span: u32,
-    /// Of these, the ones whose blocks are on the device; no more than `span`.
-    device: u32,
+    end: End,
+    has_host: bool,
 }
+
+/// In a packed [`Window`]: some of what is held may have to be restored.
+const HOST: u64 = 1 << 47;
 
 impl Window {
     #[expect(clippy::cast_possible_truncation, reason = "takes the parts apart")]
     const fn unpack(word: u64) -> Self {
-        Self { clock: word as u32, span: (word >> 32) as u32 & 0xffff, device: (word >> 48) as u32 }
+        Self { clock: word as u32, end: End::unpack((word >> 32) as u32), has_host: word & HOST != 0 }
     }
 
     const fn pack(self) -> u64 {
-        self.clock as u64 | (self.span as u64) << 32 | (self.device as u64) << 48
+        self.clock as u64 | (self.end.pack() as u64) << 32 | if self.has_host { HOST } else { 0 }
     }
 
     /// True when some of what is held may have to be restored.
     #[inline(always)]
     pub(super) const fn has_host(self) -> bool {
-        self.device < self.span
+        self.has_host
     }
 
-    /// Of a live stamp (of which only the lower 16 bits need be right): the block is on the device.
+    /// Of a stamp of which the bits of `mask` were kept: the block with it, at `depth` of its prompt, is held.
     #[inline(always)]
-    pub(super) const fn is_on_device(self, stamp: u32) -> bool {
-        self.clock.wrapping_sub(stamp) & 0xffff <= self.device
+    pub(super) const fn reaches(self, stamp: u32, depth: u32, mask: u32) -> bool {
+        self.end.holds(self.clock.wrapping_sub(stamp) & mask, depth)
     }
 
-    #[inline(always)]
-    pub(super) const fn is_live(self, stamp: u32) -> bool {
-        self.reaches(stamp, STAMP_MASK)
-    }
-
-    /// As [`Window::is_live`], for a stamp of which the bits of `mask` were kept.
-    #[inline(always)]
-    pub(super) const fn reaches(self, stamp: u32, mask: u32) -> bool {
-        self.clock.wrapping_sub(stamp) & mask <= self.span
-    }
-
-    /// The next clock reading, which is never zero in its lower 16 bits: zero means "no stamp".
+    /// The next clock reading: an odd number, for those that begin. The one before it, for those that are over, is never
+    /// zero in its lower 16 bits: zero means "no stamp".
     const fn next_clock(self) -> u32 {
-        let next = self.clock.wrapping_add(1);
-        if next & 0xffff == 0 { next.wrapping_add(1) } else { next }
+        let next = self.clock.wrapping_add(2);
+        if next & 0xffff == 1 { next.wrapping_add(2) } else { next }
     }
 }
 
@@ -95,14 +141,23 @@ struct Replica {
     capacity: AtomicU64,
     /// Of it, what is on the device.
     device: AtomicU64,
+    /// Blocks in the window.
+    resident: AtomicU64,
+    /// Uses so far.
+    uses: AtomicU32,
     /// The clock when all was forgotten last: stamps before it count nothing.
     forgotten_at: AtomicU32,
     /// Progress at which the clock moves on, in units of `NEW` a new block.
     stride: AtomicI64,
     progress: AtomicI64,
-    /// Held while the clock is moved; nobody waits for it on the request path.
+    /// Held while the window is moved; nobody waits for it on the request path.
     moving: Mutex<()>,
     counts: [AtomicI32; RING as usize],
+    /// The deepest block used with each stamp.
+    deepest: [AtomicU16; RING as usize],
+    /// Requests under way that used their prompts with each stamp, and the stamps of which there are any, a bit each.
+    pins: [AtomicU16; RING as usize],
+    pinned: [AtomicU64; RING_WORDS],
     /// When each stamp was the present one first, milliseconds.
     began_ms: [AtomicU32; RING as usize],
 }
@@ -112,6 +167,8 @@ struct Replica {
 pub(super) struct Residency {
     /// Apart from the rest and dense: look-ups read only these.
     windows: Box<[AtomicU64]>,
+    /// Where what is on the device ends, for those that have more.
+    devices: Box<[AtomicU32]>,
     replicas: Box<[Replica]>,
     capacity_max: u64,
     /// The time, as it was told last, milliseconds.
@@ -121,25 +178,31 @@ pub(super) struct Residency {
 impl Residency {
     /// Memory for so many replicas, bytes.
     pub(super) const fn bytes(replicas_max: usize) -> usize {
-        replicas_max * (size_of::<AtomicU64>() + size_of::<Replica>())
+        replicas_max * (size_of::<AtomicU64>() + size_of::<AtomicU32>() + size_of::<Replica>())
     }
 
     /// All replicas empty and with `capacity_max` blocks, which is also the most that counts.
     pub(super) fn new(replicas_max: usize, capacity_max: u64) -> Self {
         let capacity_max = capacity_max.clamp(1, i32::MAX as u64);
-        let start = Window { clock: 1, span: 0, device: 0 };
+        let start = Window { clock: 3, end: End::PRESENT, has_host: false };
         let replica = || Replica {
             capacity: AtomicU64::new(capacity_max),
             device: AtomicU64::new(capacity_max),
+            resident: AtomicU64::new(0),
+            uses: AtomicU32::new(0),
             forgotten_at: AtomicU32::new(start.clock),
-            stride: AtomicI64::new(stride(capacity_max, capacity_max)),
+            stride: AtomicI64::new(stride(capacity_max, STEPS)),
             progress: AtomicI64::new(0),
             moving: Mutex::new(()),
             counts: [const { AtomicI32::new(0) }; RING as usize],
+            deepest: [const { AtomicU16::new(0) }; RING as usize],
+            pins: [const { AtomicU16::new(0) }; RING as usize],
+            pinned: [const { AtomicU64::new(0) }; RING_WORDS],
             began_ms: [const { AtomicU32::new(0) }; RING as usize],
         };
         Self {
             windows: (0..replicas_max).map(|_| AtomicU64::new(start.pack())).collect(),
+            devices: (0..replicas_max).map(|_| AtomicU32::new(End::PRESENT.pack())).collect(),
             replicas: (0..replicas_max).map(|_| replica()).collect(),
             capacity_max,
             now_ms: AtomicU32::new(0),
@@ -160,10 +223,19 @@ impl Residency {
         self.windows.get(slot.index()).map(|word| Window::unpack(word.load(Relaxed)))
     }
 
-    /// True when `holder` is somebody and the block is still in that replica's window.
+    /// True when `holder` is somebody and its stamp is still in that replica's window.
     #[inline(always)]
     pub(super) fn is_live(&self, holder: Holder) -> bool {
-        !holder.is_empty() && self.window(holder.slot()).is_some_and(|window| window.is_live(holder.stamp()))
+        let is_held = |window: Window| window.reaches(holder.stamp(), 0, STAMP_MASK);
+        !holder.is_empty() && self.window(holder.slot()).is_some_and(is_held)
+    }
+
+    /// Of a block with a live stamp (of which only the lower 16 bits need be right) that `slot` holds at `depth`: it is
+    /// on the device.
+    #[inline]
+    pub(super) fn is_on_device(&self, slot: ReplicaSlot, stamp: u32, depth: u32) -> bool {
+        let Some((window, device)) = self.window(slot).zip(self.devices.get(slot.index())) else { return false };
+        !window.has_host || End::unpack(device.load(Relaxed)).holds(window.clock.wrapping_sub(stamp) & ROW_MASK, depth)
     }
 
     /// How much of its replica's window lies after the holder's last use: 0 (just now) to 255; 256 when dead.
@@ -171,36 +243,39 @@ impl Residency {
         match self.window(holder.slot()) {
             Some(window) if self.is_live(holder) => {
                 let age = window.clock.wrapping_sub(holder.stamp()) & STAMP_MASK;
-                age * 256 / (window.span + 1)
+                age * 256 / (window.end.span + 1)
             }
             _ => 256,
         }
     }
 
-    /// Begins noting uses by `slot`. `None` for slots out of range.
-    pub(super) fn touches(&self, slot: ReplicaSlot) -> Option<Touches<'_>> {
-        let window = self.window(slot)?;
+    /// Begins noting a use by `slot`. `None` for slots out of range.
+    pub(super) fn touches(&self, slot: ReplicaSlot, what: Use) -> Option<Touches<'_>> {
         let replica = self.replicas.get(slot.index())?;
-        let mut touches = Touches {
-            residency: self,
+        replica.uses.fetch_add(1, Relaxed);
+        if replica.progress.load(Relaxed) >= replica.stride.load(Relaxed) {
+            self.advance(slot, replica);
+        }
+        let window = self.window(slot)?;
+        Some(Touches {
             replica,
             slot,
             window,
-            reach: 0,
+            now: window.clock.wrapping_sub(u32::from(what != Use::Begins)),
+            began: if let Use::Over(began) = what { Some(began & ROW_MASK) } else { None },
+            reach: replica.reach(window.clock),
             used: 0,
+            deepest: 0,
             from: 0,
             from_count: 0,
             progress: 0,
-            left: 0,
-        };
-        touches.reload();
-        Some(touches)
+        })
     }
 
-    /// A holder with `stamp` (of which only the lower 16 bits need be right) was taken out.
+    /// A holder with `stamp` (of which only the lower 16 bits need be right) was taken out. [`Self::settle`] then.
     pub(super) fn removed(&self, slot: ReplicaSlot, stamp: u32) {
         let Some((window, replica)) = self.window(slot).zip(self.replicas.get(slot.index())) else { return };
-        if window.clock.wrapping_sub(stamp) & 0xffff <= window.span {
+        if window.clock.wrapping_sub(stamp) & ROW_MASK <= replica.reach(window.clock) {
             replica.count(stamp).fetch_sub(1, Relaxed);
         }
     }
@@ -210,14 +285,18 @@ impl Residency {
         let _moving = replica.moving.lock();
         replica.counts.iter().for_each(|count| count.store(0, Relaxed));
         replica.progress.store(0, Relaxed);
+        replica.resident.store(0, Relaxed);
         let clock = Window::unpack(word.load(Relaxed)).next_clock();
+        replica.deepest(clock).store(0, Relaxed);
+        replica.pins.iter().for_each(|pins| pins.store(0, Relaxed));
+        replica.pinned.iter().for_each(|word| word.store(0, Relaxed));
         replica.forgotten_at.store(clock, Relaxed);
-        word.store(Window { clock, span: 0, device: 0 }.pack(), Relaxed);
+        self.publish(slot, Window { clock, end: End::PRESENT, has_host: false }, End::PRESENT);
     }
 
     /// `blocks` are held in all, `device` of them on the device.
     pub(super) fn set_capacity(&self, slot: ReplicaSlot, device: u64, blocks: u64) {
-        let Some((replica, word)) = self.replicas.get(slot.index()).zip(self.windows.get(slot.index())) else { return };
+        let Some(replica) = self.replicas.get(slot.index()) else { return };
         let blocks = blocks.clamp(1, self.capacity_max);
         let device = device.clamp(1, blocks);
         if (replica.device.load(Relaxed), replica.capacity.load(Relaxed)) == (device, blocks) {
@@ -226,30 +305,89 @@ impl Residency {
         let _moving = replica.moving.lock();
         replica.capacity.store(blocks, Relaxed);
         replica.device.store(device, Relaxed);
-        replica.stride.store(stride(device, blocks), Relaxed);
-        let window = Window::unpack(word.load(Relaxed));
-        word.store(replica.window(window.clock, window.span).pack(), Relaxed);
+        replica.stride.store(stride(device, STEPS).max(stride(blocks, 2 * STEPS)), Relaxed);
+        self.move_window(slot, replica);
     }
 
-    /// How many blocks `slot` has used since a time with the stamp `stamp` (of which only the lower 16 bits need be
-    /// right), and how many were used last at that time. `None` when that is too long ago to be known.
+    /// How many blocks a cache must have room for that is to hold what `slot` used last at a time with the stamp `stamp`
+    /// (of which only the lower 16 bits need be right): those used since, and those in use. And how many were used last at
+    /// that time. `None` when that is too long ago to be known, or when requests wait for room: what is given up for them
+    /// until this one has its turn is not known.
     pub(super) fn since(&self, slot: ReplicaSlot, stamp: u32) -> Option<(u64, u64)> {
         let (window, replica) = self.window(slot).zip(self.replicas.get(slot.index()))?;
-        let age = window.clock.wrapping_sub(stamp) & 0xffff;
-        (age <= replica.reach(window.clock)).then(|| {
-            let newer = (0..age).map(|age| replica.held(window.clock.wrapping_sub(age))).sum();
-            (newer, replica.held(stamp))
+        let age = window.clock.wrapping_sub(stamp) & ROW_MASK;
+        let in_use = replica.in_use(window.clock, replica.device.load(Relaxed));
+        (age <= replica.reach(window.clock) && !in_use.some_wait).then(|| {
+            let newer = (0..age).map(|age| window.clock.wrapping_sub(age)).filter(|stamp| !replica.is_pinned(*stamp));
+            let newer = newer.map(|stamp| replica.held(stamp)).sum::<u64>();
+            (in_use.all + newer, replica.held(stamp))
         })
     }
 
-    /// The clock of `slot`.
+    /// The stamp of what begins at `slot` now.
     pub(super) fn clock(&self, slot: ReplicaSlot) -> u32 {
         self.window(slot).map_or(0, |window| window.clock)
     }
 
+    /// Uses of `slot` so far.
+    pub(super) fn uses(&self, slot: ReplicaSlot) -> u32 {
+        self.replicas.get(slot.index()).map_or(0, |replica| replica.uses.load(Relaxed))
+    }
+
     pub(super) fn resident_blocks(&self, slot: ReplicaSlot) -> u64 {
-        let Some((window, replica)) = self.window(slot).zip(self.replicas.get(slot.index())) else { return 0 };
-        (0..=window.span).map(|age| replica.held(window.clock.wrapping_sub(age))).sum()
+        self.replicas.get(slot.index()).map_or(0, |replica| replica.resident.load(Relaxed))
+    }
+
+    /// What was used with `stamp` stays in use, for one request more.
+    pub(super) fn pin(&self, slot: ReplicaSlot, stamp: u32) {
+        if let Some(replica) = self.replicas.get(slot.index())
+            && self.is_counted(slot, replica, stamp)
+        {
+            replica.pins(stamp).fetch_add(1, Relaxed);
+            replica.pinned(stamp).fetch_or(bit(stamp), Relaxed);
+        }
+    }
+
+    /// A request that [`Self::pin`] was called for is over.
+    pub(super) fn unpin(&self, slot: ReplicaSlot, stamp: u32) {
+        if let Some(replica) = self.replicas.get(slot.index())
+            && self.is_counted(slot, replica, stamp)
+            && replica.pins(stamp).fetch_update(Relaxed, Relaxed, |pins| pins.checked_sub(1)) == Ok(1)
+        {
+            replica.pinned(stamp).fetch_and(!bit(stamp), Relaxed);
+        }
+    }
+
+    fn is_counted(&self, slot: ReplicaSlot, replica: &Replica, stamp: u32) -> bool {
+        self.window(slot).is_some_and(|window| window.clock.wrapping_sub(stamp) <= replica.reach(window.clock))
+    }
+
+    /// Takes up what has been counted: the window of `slot` ends where its capacity does. Whoever finds another at it
+    /// leaves it to the next use.
+    pub(super) fn settle(&self, slot: ReplicaSlot) {
+        let Some(replica) = self.replicas.get(slot.index()) else { return };
+        if let Some(_moving) = replica.moving.try_lock() {
+            self.move_window(slot, replica);
+        }
+    }
+
+    /// Ends the windows of `slot` anew. The caller holds `moving`.
+    fn move_window(&self, slot: ReplicaSlot, replica: &Replica) {
+        let Some(word) = self.windows.get(slot.index()) else { return };
+        let before = Window::unpack(word.load(Relaxed));
+        let (device, capacity) = (replica.device.load(Relaxed), replica.capacity.load(Relaxed));
+        let in_use = replica.in_use(before.clock, device);
+        let (end, resident) = replica.end_within(before.clock, before.end, capacity, in_use);
+        replica.resident.store(resident, Relaxed);
+        let on_device = if device < capacity { replica.end_within(before.clock, end, device, in_use).0 } else { end };
+        self.publish(slot, Window { end, has_host: on_device != end, ..before }, on_device);
+    }
+
+    fn publish(&self, slot: ReplicaSlot, window: Window, device: End) {
+        if let Some((word, on_device)) = self.windows.get(slot.index()).zip(self.devices.get(slot.index())) {
+            on_device.store(device.pack(), Relaxed);
+            word.store(window.pack(), Relaxed);
+        }
     }
 
     /// What new blocks would push out of `slot`: for each number of them in `sizes`, ascending, the share of as many blocks
@@ -263,12 +401,13 @@ impl Residency {
         let mut shares = [0.0; N];
         let Some((window, replica)) = self.window(slot).zip(self.replicas.get(slot.index())) else { return shares };
         let now_ms = self.now_ms.load(Relaxed);
-        let room = replica.capacity.load(Relaxed).saturating_sub(self.resident_blocks(slot));
-        // Those used longest ago go first, each stamp's blocks at once; what there is room for pushes out nothing.
-        let stamps = (0..=window.span).rev().map(|age| window.clock.wrapping_sub(age));
-        let used = stamps.map(|stamp| {
+        let room = replica.capacity.load(Relaxed).saturating_sub(replica.resident.load(Relaxed));
+        // Those used longest ago go first, each stamp's blocks at once; what there is room for pushes out nothing, and what
+        // requests use that run is not pushed out.
+        let stamps = (0..=window.end.span).rev().map(|age| window.clock.wrapping_sub(age));
+        let used = stamps.filter(|stamp| !replica.is_pinned(*stamp)).map(|stamp| {
             let idle_ms = now_ms.wrapping_sub(replica.began_ms(stamp).load(Relaxed));
-            (lossy(replica.held(stamp)), again(idle_ms))
+            (lossy(replica.held_within(window, stamp)), again(idle_ms))
         });
         let mut going = std::iter::once((lossy(room), 0.0)).chain(used);
         let (mut gone, mut needed, mut left, mut share) = (0.0, 0.0, 0.0, 0.0);
@@ -290,19 +429,26 @@ impl Residency {
     fn advance(&self, slot: ReplicaSlot, replica: &Replica) {
         let Some(_moving) = replica.moving.try_lock() else { return };
         let Some(word) = self.windows.get(slot.index()) else { return };
+        let before = Window::unpack(word.load(Relaxed));
         if replica.progress.load(Relaxed) < replica.stride.load(Relaxed) {
             return;
         }
         replica.progress.store(0, Relaxed);
-        let window = Window::unpack(word.load(Relaxed));
-        let clock = window.next_clock();
-        let step = clock.wrapping_sub(window.clock);
+        let clock = before.next_clock();
+        let step = clock.wrapping_sub(before.clock);
+        // The last stamps' places in the ring are the next one's.
         for age in 0..step {
             replica.count(clock.wrapping_sub(age)).store(0, Relaxed);
+            replica.deepest(clock.wrapping_sub(age)).store(0, Relaxed);
+            replica.pins(clock.wrapping_sub(age)).store(0, Relaxed);
+            replica.pinned(clock.wrapping_sub(age)).fetch_and(!bit(clock.wrapping_sub(age)), Relaxed);
             replica.began_ms(clock.wrapping_sub(age)).store(self.now_ms.load(Relaxed), Relaxed);
         }
-        let span_max = (window.span + step).min(RING - 1);
-        word.store(replica.window(clock, span_max).pack(), Relaxed);
+        let span = before.end.span + step;
+        replica.pace(span);
+        let end = if span < RING { End { span, ..before.end } } else { End { span: RING - 1, depth: ALL } };
+        word.store(Window { clock, end, ..before }.pack(), Relaxed);
+        self.move_window(slot, replica);
     }
 }
 
@@ -313,12 +459,41 @@ impl Replica {
     }
 
     #[inline(always)]
+    fn deepest(&self, stamp: u32) -> &AtomicU16 {
+        &self.deepest[(stamp % RING) as usize]
+    }
+
+    #[inline(always)]
+    fn pins(&self, stamp: u32) -> &AtomicU16 {
+        &self.pins[(stamp % RING) as usize]
+    }
+
+    #[inline(always)]
+    fn pinned(&self, stamp: u32) -> &AtomicU64 {
+        &self.pinned[(stamp % RING / 64) as usize]
+    }
+
+    #[inline(always)]
     fn began_ms(&self, stamp: u32) -> &AtomicU32 {
         &self.began_ms[(stamp % RING) as usize]
     }
 
+    fn is_pinned(&self, stamp: u32) -> bool {
+        self.pinned(stamp).load(Relaxed) & bit(stamp) != 0
+    }
+
     fn held(&self, stamp: u32) -> u64 {
         u64::try_from(self.count(stamp).load(Relaxed)).unwrap_or(0)
+    }
+
+    /// Of those with `stamp`, the blocks that are in `window`, whose end may be among them.
+    fn held_within(&self, window: Window, stamp: u32) -> u64 {
+        let held = self.held(stamp);
+        if window.clock.wrapping_sub(stamp) < window.end.span || window.end.depth == ALL {
+            return held;
+        }
+        let deepest = u32::from(self.deepest(stamp).load(Relaxed));
+        held.saturating_sub(u64::from(deepest.saturating_sub(window.end.depth)))
     }
 
     /// How many stamps before `clock` are still counted.
@@ -326,25 +501,70 @@ impl Replica {
         clock.wrapping_sub(self.forgotten_at.load(Relaxed)).min(RING - 1)
     }
 
-    /// The window at `clock` of at most `span_max` stamps.
-    fn window(&self, clock: u32, span_max: u32) -> Window {
-        let (device, capacity) = (self.device.load(Relaxed), self.capacity.load(Relaxed));
-        let span = self.span_within(clock, span_max, capacity);
-        let device = if device < capacity { self.span_within(clock, span, device) } else { span };
-        Window { clock, span, device }
+    /// Has the clock go slower when the ring is about to end before the capacity does, and faster when there is no need
+    /// to; `span` stamps are in the window.
+    fn pace(&self, span: u32) {
+        let capacity = self.capacity.load(Relaxed);
+        let stride_now = self.stride.load(Relaxed);
+        let next = match span {
+            span if span >= RING / 8 * 7 => (stride_now + stride_now / 4 + 1).min(stride(capacity, STEPS_MIN)),
+            span if span < RING / 2 => {
+                let least = stride(self.device.load(Relaxed), STEPS).max(stride(capacity, 2 * STEPS));
+                (stride_now - stride_now / 8).max(least)
+            }
+            _ => stride_now,
+        };
+        self.stride.store(next, Relaxed);
     }
 
-    /// The most stamps before `clock`, at most `span_max`, whose blocks fit `capacity` together with the present ones.
-    fn span_within(&self, clock: u32, span_max: u32, capacity: u64) -> u32 {
-        let mut sum = 0;
-        for age in 0..=span_max {
-            sum += self.held(clock.wrapping_sub(age));
-            if sum > capacity {
-                return age.saturating_sub(1);
-            }
+    /// What requests under way use of `capacity` blocks.
+    fn in_use(&self, clock: u32, capacity: u64) -> InUse {
+        let mut in_use = InUse::default();
+        if self.pinned.iter().all(|word| word.load(Relaxed) == 0) {
+            return in_use;
         }
-        span_max
+        let oldest_first = (0..=self.reach(clock)).rev().map(|age| clock.wrapping_sub(age));
+        for stamp in oldest_first.filter(|stamp| self.is_pinned(*stamp)) {
+            let held = self.held(stamp);
+            in_use.all += held;
+            in_use.some_wait |= in_use.all > capacity;
+            in_use.with_room += if in_use.some_wait { 0 } else { held };
+        }
+        in_use
     }
+
+    /// Where a window of `capacity` blocks ends at `clock` that is to end no earlier than `end`, where `in_use` of them
+    /// are in use; and the blocks in it.
+    fn end_within(&self, clock: u32, end: End, capacity: u64, in_use: InUse) -> (End, u64) {
+        let mut sum = in_use.with_room.min(capacity);
+        for age in 0..=end.span {
+            let stamp = clock.wrapping_sub(age);
+            if in_use.all > 0 && self.is_pinned(stamp) {
+                continue;
+            }
+            let held = self.held(stamp);
+            if sum + held <= capacity {
+                sum += held;
+                continue;
+            }
+            // The tail of that use goes first.
+            let over = u32::try_from(sum + held - capacity).unwrap_or(u32::MAX);
+            let depth = u32::from(self.deepest(stamp).load(Relaxed)).min(ALL - 1).saturating_sub(over);
+            let at = if depth == 0 && age > 0 { End { span: age - 1, depth: ALL } } else { End { span: age, depth } };
+            return (at.least(end), if depth == 0 { sum } else { capacity });
+        }
+        (end, sum)
+    }
+}
+
+/// Blocks of requests under way.
+#[derive(Clone, Copy, Debug, Default)]
+struct InUse {
+    all: u64,
+    /// They get room in the order in which they came: of those that found some.
+    with_room: u64,
+    /// The others wait.
+    some_wait: bool,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "good to 7 digits")]
@@ -352,29 +572,34 @@ const fn lossy(blocks: u64) -> f32 {
     blocks as f32
 }
 
-/// Progress a stamp takes for a replica of `capacity` blocks, `device` of them on the device: fine enough for the
-/// device's window, as far as the ring still spans the capacity.
-fn stride(device: u64, capacity: u64) -> i64 {
-    let progress = |blocks: u64| i64::try_from(blocks).unwrap_or(i64::MAX / NEW).saturating_mul(NEW);
-    (progress(device) / STEPS).max(progress(capacity) / (2 * STEPS)).max(NEW)
+/// A stamp's bit in its word.
+const fn bit(stamp: u32) -> u64 {
+    1 << (stamp % 64)
 }
 
-/// Uses of blocks by one replica, counted here and handed in now and then.
+/// Progress that `steps` stamps of a replica of `capacity` blocks take.
+fn stride(capacity: u64, steps: i64) -> i64 {
+    (i64::try_from(capacity).unwrap_or(i64::MAX / NEW).saturating_mul(NEW) / steps).max(NEW)
+}
+
+/// One use of blocks by one replica, counted here and handed in at its end.
 pub(super) struct Touches<'r> {
-    residency: &'r Residency,
     replica: &'r Replica,
     slot: ReplicaSlot,
     window: Window,
+    /// The stamp of this use.
+    now: u32,
+    /// Where a request is over: the lower 16 bits of the stamp with which it began.
+    began: Option<u32>,
     /// Ages up to this are counted.
     reach: u32,
-    /// Blocks to add to the present stamp.
+    /// Blocks to add to the present stamp, and the deepest of them.
     used: i32,
+    deepest: u32,
     /// Blocks to take from the stamp `from`.
     from: u32,
     from_count: i32,
     progress: i64,
-    /// Progress until the clock should move on.
-    left: i64,
 }
 
 impl Touches<'_> {
@@ -386,7 +611,7 @@ impl Touches<'_> {
     /// The stamp to write now.
     #[inline(always)]
     pub(super) const fn stamp(&self) -> u32 {
-        self.window.clock & STAMP_MASK
+        self.now & STAMP_MASK
     }
 
     /// The replica with the stamp to write now.
@@ -395,53 +620,48 @@ impl Touches<'_> {
         Holder::new(self.slot, self.stamp())
     }
 
-    /// The replica was added to a block.
+    /// A block with `stamp` (of which only the lower 16 bits need be right) is left as it is: it is still in use by others
+    /// than the request that is over.
     #[inline]
-    pub(super) fn added(&mut self) {
-        self.used += 1;
-        self.step(NEW);
+    pub(super) fn leaves(&self, stamp: u32) -> bool {
+        let is_others = self.began.is_some_and(|began| began != stamp & ROW_MASK);
+        is_others && self.window.clock.wrapping_sub(stamp) & ROW_MASK <= self.reach && self.replica.is_pinned(stamp)
     }
 
-    /// The replica's stamp on a block was `stamp` (of which only the lower 16 bits need be right).
+    /// The replica was added to the block at `depth`.
     #[inline]
-    pub(super) fn moved(&mut self, stamp: u32) {
-        let age = self.window.clock.wrapping_sub(stamp) & 0xffff;
-        if age > self.window.span {
-            if age <= self.reach {
-                self.replica.count(stamp).fetch_sub(1, Relaxed);
-            }
-            return self.added();
-        }
-        if age == 0 {
+    pub(super) fn added(&mut self, depth: u32) {
+        self.used += 1;
+        self.deepest = self.deepest.max(depth);
+        self.progress += NEW;
+    }
+
+    /// The replica's stamp on the block at `depth` was `stamp` (of which only the lower 16 bits need be right).
+    #[inline]
+    pub(super) fn moved(&mut self, stamp: u32, depth: u32) {
+        let age = self.window.clock.wrapping_sub(stamp) & ROW_MASK;
+        if self.now.wrapping_sub(stamp) & ROW_MASK == 0 {
             return;
         }
-        if stamp % RING != self.from {
-            self.hand_in_moves();
-            self.from = stamp % RING;
+        if age <= self.reach {
+            if stamp % RING != self.from {
+                self.hand_in_moves();
+                self.from = stamp % RING;
+            }
+            self.from_count += 1;
         }
-        self.from_count += 1;
         self.used += 1;
-        self.step(1);
+        self.deepest = self.deepest.max(depth);
+        self.progress += if self.window.end.holds(age, depth) { 1 } else { NEW };
     }
 
-    #[inline]
-    fn step(&mut self, progress: i64) {
-        self.progress += progress;
-        if self.progress >= self.left {
-            self.flush();
-        }
-    }
-
-    /// Hands in what is counted here.
-    pub(super) fn flush(&mut self) {
+    /// Hands in what is counted here. [`Residency::settle`] it then.
+    pub(super) fn finish(mut self) {
         self.hand_in_moves();
-        self.replica.count(self.window.clock).fetch_add(self.used, Relaxed);
-        let progress = self.replica.progress.fetch_add(self.progress, Relaxed) + self.progress;
-        (self.used, self.progress) = (0, 0);
-        if progress >= self.replica.stride.load(Relaxed) {
-            self.residency.advance(self.slot, self.replica);
-        }
-        self.reload();
+        self.replica.count(self.now).fetch_add(self.used, Relaxed);
+        let deepest = u16::try_from(self.deepest).unwrap_or(u16::MAX);
+        self.replica.deepest(self.now).fetch_max(deepest, Relaxed);
+        self.replica.progress.fetch_add(self.progress, Relaxed);
     }
 
     fn hand_in_moves(&mut self) {
@@ -449,13 +669,5 @@ impl Touches<'_> {
             self.replica.count(self.from).fetch_sub(self.from_count, Relaxed);
             self.from_count = 0;
         }
-    }
-
-    fn reload(&mut self) {
-        if let Some(window) = self.residency.window(self.slot) {
-            self.window = window;
-            self.reach = self.replica.reach(window.clock);
-        }
-        self.left = (self.replica.stride.load(Relaxed) - self.replica.progress.load(Relaxed)).max(1);
     }
 }

@@ -134,10 +134,9 @@ pub(super) fn search(index: &PrefixIndex, chain: &[BlockHash], depths: &mut Warm
 /// How many blocks of `chain` are on the device of `slot`, which holds `high` of them, `low` of these there for sure: what
 /// lies deeper was used longer ago, or as long, so that one search by halves finds the end.
 fn device_depth(index: &PrefixIndex, chain: &[BlockHash], slot: ReplicaSlot, low: u32, high: u32) -> u32 {
-    let Some(window) = index.residency.window(slot).filter(|window| window.has_host()) else { return high };
     let is_on_device = |depth: u32| {
-        let hash = chain[depth as usize - 1];
-        index.stamp_of(slot, hash).is_some_and(|stamp| window.is_on_device(stamp))
+        let stamp = index.stamp_of(slot, chain[depth as usize - 1]);
+        stamp.is_some_and(|stamp| index.residency.is_on_device(slot, stamp, depth))
     };
     let (mut low, mut high) = (low, high + 1);
     while high - low > 1 {
@@ -272,14 +271,14 @@ fn visit(
     let mut found = Raised::default();
     let mut raise = |slot, stamp: u32, mask: u32| {
         let Some(window) = index.residency.window(slot) else { return };
-        if !window.reaches(stamp, mask) {
+        if !window.reaches(stamp, depth, mask) {
             return;
         }
         let before = depths.raise(slot, depth, seen);
         found.raised += u32::from(before < depth);
         found.raised_from_low += u32::from(before == low);
         if window.has_host() {
-            depths.found_in_tiers(slot, depth, window.is_on_device(stamp));
+            depths.found_in_tiers(slot, depth, index.residency.is_on_device(slot, stamp, depth));
         }
     };
     for place in probes.places[i] {

@@ -156,7 +156,7 @@ fn what_is_predicted_comes_to_what_is_found() {
 }
 
 const fn evicted(count: u64) -> Said {
-    Said { evicted: Some(count), usage: Some(0.4), block_tokens: Some(16) }
+    Said { evicted: Some(count), usage: Some(0.4), block_tokens: Some(16), blocks: Some(4_000) }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::super::engine::SimEngine;
 use super::super::model::{EngineModel, Kind};
 use super::super::workload::Segment;
 use super::clients::mix;
-use super::{Ablation, Beacons, Chooser, Live, Plan};
+use super::{Ablation, Beacons, Chooser, Live, Plan, Said};
 use crate::clock::Now;
 use crate::config::{Config, ReplicaConfig};
 use crate::fleet::{Discovered, Engine, Registry};
@@ -19,7 +19,7 @@ use crate::parse::Api;
 use crate::parse::usage::Usage;
 use crate::pipeline::{Answered, Decider, Placement, Prompt, Shared, SharedConfig, Snapshot, PoolTraits, Underway};
 use crate::prefix::BLOCK_BYTES;
-use crate::prefix::memory::Said;
+use crate::prefix::memory::Said as CacheSaid;
 use crate::prefix::pending::Awaited;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -80,6 +80,10 @@ pub(super) struct Gateway {
     held: Vec<(u32, Awaited)>,
     /// Of the requests that have no first token yet, what is known exactly; only kept when all is.
     exact: Option<Exact>,
+    /// Of each engine's cache: tokens to a block, and blocks.
+    blocks: Vec<Option<(u32, u32)>>,
+    /// How reports come.
+    beacons: Beacons,
     /// Reports since the decider was last made to hear them.
     unheard: usize,
     ablation: Ablation,
@@ -124,9 +128,9 @@ impl Gateway {
         shared.apply(&change, &snapshot, Now(0));
         // Engines with blocks say on their metrics page how large these are.
         for (number, engine) in plan.engines.iter().enumerate().filter(|(_, engine)| engine.kind == Kind::Blocks) {
-            let said = Said { block_tokens: Some(engine.block_tokens), ..Said::default() };
+            let said = CacheSaid { block_tokens: Some(engine.block_tokens), ..CacheSaid::default() };
             if let Some(slot) = ReplicaSlot::from_index(number) {
-                shared.hear_cache(slot, said);
+                shared.hear_cache(slot, said, Now(0));
             }
         }
         Self {
@@ -137,6 +141,8 @@ impl Gateway {
             chain: Vec::new(),
             held: Vec::new(),
             exact: (plan.ablation == Ablation::Precise).then(Exact::default),
+            blocks: plan.engines.iter().map(blocks).collect(),
+            beacons: plan.beacons,
             unheard: 0,
             ablation: plan.ablation,
         }
@@ -251,9 +257,23 @@ impl Gateway {
         }
     }
 
+    /// A step of an engine was seen to end at `at`, as its tokens came; it took `step_s`, and so did others before it:
+    /// `times` in all.
+    pub(super) fn see_steps(&self, engine: usize, at: Now, step_s: f64, times: u32) {
+        if let Some(slot) = ReplicaSlot::from_index(engine) {
+            self.shared.backlogs.step_ended(slot, at);
+            #[expect(clippy::cast_possible_truncation, reason = "seconds of a step")]
+            let told = self.shared.backlogs.steps_seen(slot, step_s as f32, times, at);
+            if let Some(step) = told.filter(|_| self.ablation != Ablation::LearningOff) {
+                self.shared.rates.learn_step(slot, &step);
+            }
+        }
+    }
+
     /// The request is forwarded.
     pub(super) fn sent(&self, placed: &mut Placed, slot: ReplicaSlot, now: Now) {
         placed.sent_at = now;
+        placed.underway.sent(&self.shared, &placed.placement, now);
         placed.tokens_ahead = self.shared.load.prefill_tokens(slot);
     }
 
@@ -269,12 +289,22 @@ impl Gateway {
 
     /// It is over.
     pub(super) fn finished(&mut self, mut placed: Placed, live: &Live, is_answered: bool, now: Now) {
+        let is_followed = placed.underway.is_followed();
         placed.underway.ended(now);
-        let Placed { placement, underway, sent_at, tokens_ahead, first_at } = placed;
+        let Placed { mut placement, underway, sent_at, tokens_ahead, first_at } = placed;
         drop(underway);
         if !is_answered {
             self.shared.retract(&placement);
             return self.decider.recycle(placement);
+        }
+        if self.ablation != Ablation::IndexOff {
+            let (chain, prompt_blocks) = (&mut self.chain, (live.prompt_tokens / BLOCK_TOKENS) as usize);
+            let (mut said, tokens) = (live.prompt.clone(), live.asked.output_tokens);
+            let id = if live.asked.output == 0 { mix(live.asked.key) } else { live.asked.output };
+            said.push(Segment { id, tokens });
+            chain.clear();
+            fingerprint(&said, chain);
+            self.shared.record_more(&mut placement, &chain[prompt_blocks.min(chain.len())..]);
         }
         self.shared.confirm(&placement);
         let answer = Answered {
@@ -287,6 +317,7 @@ impl Gateway {
                 cached_tokens: live.first.map(|(_, cached)| u64::from(cached)),
                 output_tokens: Some(u64::from(live.asked.output_tokens)),
             },
+            is_followed,
         };
         if self.ablation != Ablation::LearningOff {
             self.shared.learn(&self.snapshot, &placement, &answer, true);
@@ -294,25 +325,28 @@ impl Gateway {
         self.decider.recycle(placement);
     }
 
-    /// A replica's report comes in: requests running and waiting, KV usage in millionths, tokens that wait for prefill.
-    pub(super) fn hear(&mut self, engine: u32, said: (u32, u32, u32, u32), beacons: Beacons, now: Now) {
+    /// A replica's report comes in.
+    pub(super) fn hear(&mut self, engine: u32, said: Said, now: Now) {
         let Some(slot) = ReplicaSlot::from_index(engine as usize) else { return };
-        let own = self.shared.load.read(slot);
-        let (running, waiting, kv_usage_ppm, prefill_tokens) = said;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a period in microseconds")]
-        let period_us = (beacons.period_s * 1e6) as u32;
         #[expect(clippy::cast_precision_loss, reason = "a share in millionths")]
-        let kv_usage = kv_usage_ppm as f32 / 1e6;
+        let kv_usage = said.kv_usage_ppm as f32 / 1e6;
+        let (block_tokens, blocks) = self.blocks.get(slot.index()).copied().flatten().unzip();
+        let (evicted, usage) = (Some(said.blocks_evicted), Some(kv_usage));
+        self.shared.hear_cache(slot, CacheSaid { evicted, usage, block_tokens, blocks }, now);
+        let made = now.0.saturating_sub(super::nanos(super::seconds(self.beacons.delay_s + self.beacons.period_s)));
+        let own = self.shared.load.most_since(slot, Now(made), now);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a period in microseconds")]
+        let period_us = (self.beacons.period_s * 1e6) as u32;
         self.publisher.publish(LoadReport {
             slot,
             source: LoadSource::Beacon,
             received: now,
             period_us,
-            running,
-            waiting,
+            running: said.running,
+            waiting: said.waiting,
             own_in_flight: own.requests,
-            prefill_tokens: Some(prefill_tokens),
-            own_prefill_tokens: u32::try_from(own.prefill_tokens).unwrap_or(u32::MAX),
+            prefill_tokens: Some(said.prefill_tokens),
+            own_prefill_tokens: own.prefill_tokens,
             kv_usage: Some(kv_usage),
         });
         self.unheard += 1;
@@ -337,6 +371,12 @@ fn said(engines: &[EngineModel]) -> HashMap<String, Discovered> {
         said.insert(format!("r{number}"), discovered);
     }
     said
+}
+
+/// Of an engine's cache: tokens to a block, and blocks, if it has such.
+fn blocks(engine: &EngineModel) -> Option<(u32, u32)> {
+    let blocks = engine.kv_tokens / u64::from(engine.block_tokens.max(1));
+    (engine.kind == Kind::Blocks).then(|| (engine.block_tokens, u32::try_from(blocks).unwrap_or(u32::MAX)))
 }
 
 /// The fingerprint of a prompt: a hash for each whole block, which stands for all before it, as segments do.
