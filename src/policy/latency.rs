@@ -86,6 +86,10 @@ pub struct LatencyColumns {
     tpot_p90_s: Vec<f32>,
     /// More of it for each token of the prompt.
     tpot_p90_token_s: Vec<f32>,
+    /// Time of the engine that each token to compute takes, whatever the request waits for before.
+    work_token_s: Vec<f32>,
+    /// And each pair of such a token and one before it.
+    work_pair_s: Vec<f32>,
     epoch: Now,
     now_s: f32,
 }
@@ -116,13 +120,25 @@ impl LatencyColumns {
         }
     }
 
-    const fn columns(&self) -> [&Vec<f32>; 10] {
+    const fn columns(&self) -> [&Vec<f32>; 12] {
         let Self { standing_s, token_s, pair_s, step_s, room_tokens, ahead, begins_s, p90_ratio, .. } = self;
-        let Self { tpot_p90_s, tpot_p90_token_s, .. } = self;
-        [standing_s, token_s, pair_s, step_s, room_tokens, ahead, begins_s, p90_ratio, tpot_p90_s, tpot_p90_token_s]
+        [
+            standing_s,
+            token_s,
+            pair_s,
+            step_s,
+            room_tokens,
+            ahead,
+            begins_s,
+            p90_ratio,
+            &self.tpot_p90_s,
+            &self.tpot_p90_token_s,
+            &self.work_token_s,
+            &self.work_pair_s,
+        ]
     }
 
-    const fn columns_mut(&mut self) -> [&mut Vec<f32>; 10] {
+    const fn columns_mut(&mut self) -> [&mut Vec<f32>; 12] {
         let Self { standing_s, token_s, pair_s, step_s, room_tokens, ahead, begins_s, p90_ratio, .. } = self;
         [
             standing_s,
@@ -135,6 +151,8 @@ impl LatencyColumns {
             p90_ratio,
             &mut self.tpot_p90_s,
             &mut self.tpot_p90_token_s,
+            &mut self.work_token_s,
+            &mut self.work_pair_s,
         ]
     }
 
@@ -179,6 +197,7 @@ impl LatencyColumns {
         self.standing_s[place] = p50 * standing_s;
         self.token_s[place] = p50 * learned.token_s;
         self.pair_s[place] = p50 * learned.pair_s;
+        (self.work_token_s[place], self.work_pair_s[place]) = (learned.token_s, learned.pair_s);
         self.step_s[place] = p50 * learned.steps * backlog.step_s;
         self.room_tokens[place] = backlog.room_tokens;
         self.ahead[place] = p50 * learned.ahead;
@@ -228,14 +247,15 @@ impl LatencyColumns {
     #[inline]
     #[must_use]
     pub fn prefill_s(&self, place: usize, uncached_tokens: f32, warm_tokens: f32) -> f32 {
-        uncached_tokens * (self.token_s[place] + self.pair_s[place] * (warm_tokens + 0.5 * uncached_tokens))
+        let after = warm_tokens + 0.5 * uncached_tokens;
+        uncached_tokens * (self.work_token_s[place] + self.work_pair_s[place] * after)
     }
 
-    /// Seconds of prefill for each token, and for each pair of a token and one before it.
+    /// Seconds of the engine for each token of prefill, and for each pair of a token and one before it.
     #[inline]
     #[must_use]
     pub fn prefill_columns(&self) -> (&[f32], &[f32]) {
-        (&self.token_s, &self.pair_s)
+        (&self.work_token_s, &self.work_pair_s)
     }
 
     /// Writes the ninetieth percentiles, seconds, of the predicted times per output token.
