@@ -27,6 +27,8 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 const WAIT_PREFILL_LEAST_S: f32 = 0.1;
 /// Prefill ahead of less than this, seconds, is about to be over.
 const BUSY_LEAST_S: f32 = 0.1;
+/// Prefill ahead of more than this, seconds, keeps an engine busy for long enough to decide later, when more is known.
+const BUSY_MOST_S: f32 = 0.5;
 /// Of what is pushed out, so much may be used again by chance.
 const NEEDED_LEAST: f32 = 0.1;
 /// Logarithmic step of the limit on what is pushed out when an answer was late; a ninth of it up when it was not. Nine
@@ -108,8 +110,9 @@ impl Policy for Price {
             return false;
         }
         let needed = view.pushed_out.share(place, uncached);
-        let is_busy = view.turn == Turn::Others || view.latency.ahead_s(place) > BUSY_LEAST_S;
-        needed > self.limit() || is_busy && needed > NEEDED_LEAST
+        let ahead_s = view.latency.ahead_s(place);
+        let is_busy = view.turn == Turn::Others || ahead_s > BUSY_LEAST_S;
+        ahead_s > BUSY_MOST_S || needed > self.limit() || is_busy && needed > NEEDED_LEAST
     }
 
     fn answered(&self, ttft_s: f32) {
