@@ -328,6 +328,8 @@ pub struct PolicyConfig {
     pub eviction_weight: f64,
     /// `price`: what a second counts by which each answer under way is held up. Default 0.1.
     pub decode_weight: f64,
+    /// `price`: seconds that a second of its answer counts for.
+    pub answer_weight: f64,
     /// `price`: a prompt that would push out what is needed waits at the gateway while its replica is busy anyway. Default
     /// yes.
     pub wait: bool,
@@ -359,9 +361,10 @@ impl Default for PolicyConfig {
             name: PolicyName::default(),
             weights: Weights::default(),
             prefill_tokens_per_s: 8_000.0,
-            reuse_bonus: 3.0,
-            eviction_weight: 4.0,
-            decode_weight: 0.1,
+            reuse_bonus: 2.0,
+            eviction_weight: 2.0,
+            decode_weight: 0.2,
+            answer_weight: 0.2,
             wait: true,
             pushed_out_max: 1.0,
             ttft_p90: Duration::ZERO,

@@ -105,6 +105,8 @@ pub struct View {
     pub prompt_tokens: f32,
     /// Tokens to a block of the prefix index.
     pub index_block_tokens: f32,
+    /// Output tokens expected of its answer.
+    pub answer_tokens: f32,
     /// The request was placed before, and failed there.
     pub is_retry: bool,
     /// Whose turn it is.

@@ -261,6 +261,7 @@ pub(crate) struct RawPolicy {
     /// `price`: what a second counts by which each answer under way is held up.
     #[schemars(schema_with = "form::number")]
     decode_weight: f64,
+    answer_weight: f64,
     /// `price`: a prompt that would push out what is needed waits at the gateway while its replica is busy anyway.
     wait: bool,
     /// `price`: it waits for an idle replica, too, while more than this share of what it would push out is expected to be
@@ -295,6 +296,7 @@ impl From<&PolicyConfig> for RawPolicy {
             reuse_bonus: policy.reuse_bonus,
             eviction_weight: policy.eviction_weight,
             decode_weight: policy.decode_weight,
+            answer_weight: policy.answer_weight,
             wait: policy.wait,
             pushed_out_max: policy.pushed_out_max,
             ttft_p90: format_duration(policy.ttft_p90),

@@ -208,6 +208,7 @@ pub(super) fn policy(field: &Field<'_>) -> Option<PolicyConfig> {
             .read("prefill_tokens_per_s", default.prefill_tokens_per_s, |field| field.number(1.0..=RATE_MAX)),
         reuse_bonus: section.read("reuse_bonus", default.reuse_bonus, |field| field.number(0.0..=100.0)),
         eviction_weight: section.read("eviction_weight", default.eviction_weight, |field| field.number(0.0..=100.0)),
+        answer_weight: section.read("answer_weight", default.answer_weight, |field| field.number(0.0..=100.0)),
         decode_weight: section.read("decode_weight", default.decode_weight, |field| field.number(0.0..=100.0)),
         wait: section.read("wait", default.wait, Field::flag),
         pushed_out_max: section.read("pushed_out_max", default.pushed_out_max, Field::share),

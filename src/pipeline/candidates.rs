@@ -21,7 +21,7 @@
 use super::hold;
 use super::slotted::Slotted;
 use super::warming::{self, Side};
-use super::{Hold, Placement, Shared, Snapshot};
+use super::{Hold, Placement, PromptTraits, Shared, Snapshot};
 use crate::clock::Now;
 use crate::fleet::Pool;
 use crate::id::{BlockHash, PoolId, ReplicaSlot};
@@ -144,6 +144,7 @@ impl Candidates {
         kept.view.prompt_tokens = placement.decision.prompt_tokens;
         kept.view.affinity_key = placement.affinity_key;
         kept.view.now = now;
+        kept.view.answer_tokens = snapshot.traits.get(pool.id).map_or(0.0, PromptTraits::answer_tokens);
         kept.view.index_block_tokens = snapshot.traits.tokens(pool.id, BLOCK_BYTES);
         kept.read_warm(prompt.1);
         let is_priced = snapshot.policy.is_priced();
@@ -167,7 +168,7 @@ impl Candidates {
         admitted.clear();
         (admitted.prompt_tokens, admitted.affinity_key) = (view.prompt_tokens, view.affinity_key);
         (admitted.is_retry, admitted.turn, admitted.now) = (view.is_retry, view.turn, view.now);
-        admitted.index_block_tokens = view.index_block_tokens;
+        (admitted.index_block_tokens, admitted.answer_tokens) = (view.index_block_tokens, view.answer_tokens);
         let mut barred = view.barred.iter().peekable();
         for place in 0..view.len() {
             if barred.next_if(|barred| usize::from(**barred) == place).is_none() {

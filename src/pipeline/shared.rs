@@ -258,6 +258,9 @@ impl Shared {
             snapshot.policy.answered((answer.held_s + first_s) as f32);
         }
         if let Some(tokens) = output_tokens {
+            if let Some(traits) = snapshot.traits.get(placement.decision.pool) {
+                traits.learn_answer(tokens);
+            }
             self.learn_time(placement, answer.tokens_ahead, tokens.max(1), answer.total_s);
         }
         if let Some((prompt_tokens, cached_tokens)) = prompt_tokens.zip(cached_tokens) {

@@ -6,6 +6,12 @@ use crate::learn::TokenRatio;
 use crate::prefix::reuse::ReuseAges;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// Share of an answer in the mean of their tokens.
+const ANSWER_STEP: f32 = 0.01;
+/// More tokens than this of one answer do not count.
+const ANSWER_TOKENS_MAX: u64 = 32 * 1024;
 
 /// What was learned of one pool's prompts.
 #[derive(Debug, Default)]
@@ -14,6 +20,26 @@ pub struct PromptTraits {
     pub ratio: TokenRatio,
     /// How soon blocks are used again.
     pub reuse: ReuseAges,
+    /// Mean output tokens of an answer (the bits of an `f32`; zero: none yet).
+    answer_tokens: AtomicU32,
+}
+
+impl PromptTraits {
+    /// Mean output tokens of the last hundred answers or so; zero until there was one.
+    #[must_use]
+    pub fn answer_tokens(&self) -> f32 {
+        f32::from_bits(self.answer_tokens.load(Relaxed))
+    }
+
+    /// An answer had `tokens`.
+    #[expect(clippy::cast_precision_loss, reason = "tokens need no more than 7 digits")]
+    pub fn learn_answer(&self, tokens: u64) {
+        let before = self.answer_tokens();
+        let tokens = tokens.min(ANSWER_TOKENS_MAX) as f32;
+        let after = if before == 0.0 { tokens } else { ANSWER_STEP.mul_add(tokens - before, before) };
+        // Two shards at once may lose one of two answers.
+        self.answer_tokens.store(after.to_bits(), Relaxed);
+    }
 }
 
 /// The same of every pool of one snapshot.

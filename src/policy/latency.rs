@@ -86,6 +86,8 @@ pub struct LatencyColumns {
     tpot_p90_s: Vec<f32>,
     /// More of it for each token of the prompt.
     tpot_p90_token_s: Vec<f32>,
+    /// Time per output token, whatever makes it uncertain.
+    tpot_s: Vec<f32>,
     /// Time of the engine that each token to compute takes, whatever the request waits for before.
     work_token_s: Vec<f32>,
     /// And each pair of such a token and one before it.
@@ -120,7 +122,7 @@ impl LatencyColumns {
         }
     }
 
-    const fn columns(&self) -> [&Vec<f32>; 12] {
+    const fn columns(&self) -> [&Vec<f32>; 13] {
         let Self { standing_s, token_s, pair_s, step_s, room_tokens, ahead, begins_s, p90_ratio, .. } = self;
         [
             standing_s,
@@ -133,12 +135,13 @@ impl LatencyColumns {
             p90_ratio,
             &self.tpot_p90_s,
             &self.tpot_p90_token_s,
+            &self.tpot_s,
             &self.work_token_s,
             &self.work_pair_s,
         ]
     }
 
-    const fn columns_mut(&mut self) -> [&mut Vec<f32>; 12] {
+    const fn columns_mut(&mut self) -> [&mut Vec<f32>; 13] {
         let Self { standing_s, token_s, pair_s, step_s, room_tokens, ahead, begins_s, p90_ratio, .. } = self;
         [
             standing_s,
@@ -151,6 +154,7 @@ impl LatencyColumns {
             p90_ratio,
             &mut self.tpot_p90_s,
             &mut self.tpot_p90_token_s,
+            &mut self.tpot_s,
             &mut self.work_token_s,
             &mut self.work_pair_s,
         ]
@@ -203,6 +207,7 @@ impl LatencyColumns {
         self.ahead[place] = p50 * learned.ahead;
         self.p90_ratio[place] = if p50 > 0.0 { p90 / p50 } else { 1.0 };
         let tpot_s = learned.tpot_s(load.requests, load.context_tokens, backlog.prefill_share);
+        self.tpot_s[place] = tpot_s;
         self.tpot_p90_s[place] = tpot_p90 * tpot_s;
         self.tpot_p90_token_s[place] = tpot_p90 * learned.tpot_token_s;
     }
@@ -249,6 +254,13 @@ impl LatencyColumns {
     pub fn prefill_s(&self, place: usize, uncached_tokens: f32, warm_tokens: f32) -> f32 {
         let after = warm_tokens + 0.5 * uncached_tokens;
         uncached_tokens * (self.work_token_s[place] + self.work_pair_s[place] * after)
+    }
+
+    /// Expected seconds per output token.
+    #[inline]
+    #[must_use]
+    pub fn tpot_column(&self) -> &[f32] {
+        &self.tpot_s
     }
 
     /// Seconds of the engine for each token of prefill, and for each pair of a token and one before it.

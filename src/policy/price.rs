@@ -45,6 +45,7 @@ pub struct Price {
     reuse_bonus: f32,
     eviction_weight: f32,
     decode_weight: f32,
+    answer_weight: f32,
     may_wait: bool,
     /// Seconds to first token, of nine answers in ten; zero for no such wish.
     ttft_p90_s: f32,
@@ -61,6 +62,7 @@ impl Price {
             reuse_bonus: config.reuse_bonus as f32,
             eviction_weight: config.eviction_weight as f32,
             decode_weight: config.decode_weight as f32,
+            answer_weight: config.answer_weight as f32,
             may_wait: config.wait,
             ttft_p90_s: config.ttft_p90.as_secs_f32(),
             limit: AtomicU32::new((config.pushed_out_max as f32).to_bits()),
@@ -138,6 +140,7 @@ fn add_what_others_lose(price: &Price, view: &View, costs: &mut [f32]) {
     let (token_s, pair_s) = (&token_s[..n], &pair_s[..n]);
     let (warm_tokens, in_flight) = (&view.warm_tokens[..n], &view.in_flight[..n]);
     let pushed_out = &view.pushed_out.column(view.prompt_tokens)[..n];
+    let (tpot_s, answer) = (&view.latency.tpot_column()[..n], price.answer_weight * view.answer_tokens);
     for place in 0..n {
         let warm = warm_tokens[place];
         let own = larger(view.prompt_tokens - warm, 0.0);
@@ -145,7 +148,7 @@ fn add_what_others_lose(price: &Price, view: &View, costs: &mut [f32]) {
         let lost = price.reuse_bonus
             + price.eviction_weight * pushed_out[place]
             + price.decode_weight * in_flight[place];
-        costs[place] += prefill_s * lost;
+        costs[place] += prefill_s * lost + answer * tpot_s[place];
     }
 }
 

@@ -64,6 +64,7 @@ fn policy(r: &mut fastrand::Rng) -> PolicyConfig {
         prefill_tokens_per_s: 1.0 + r.f64() * 1e5,
         reuse_bonus: r.f64(),
         eviction_weight: r.f64() * 9.0,
+        answer_weight: r.f64(),
         decode_weight: r.f64(),
         wait: r.bool(),
         pushed_out_max: r.f64(),
