@@ -31,6 +31,9 @@ const SAMPLES_TO_SETTLE: u32 = 16;
 const HASTE: f64 = 4.0;
 /// What is known of each coefficient at the start; and of those that say that a second ahead is a second.
 const CERTAINTY_LEAST: f64 = 0.02;
+/// And that what comes before the first prompt token takes a few hundredths of a second: where the first prompts are all
+/// long, it is their tokens that take so long.
+const CERTAINTY_OF_BASE: f64 = 30.0;
 const CERTAINTY_OF_SECONDS: f64 = 1e3;
 /// Relative residuals that are nothing to look at.
 const RESIDUAL_LEAST: f64 = 0.01;
@@ -44,6 +47,8 @@ const FOLLOWED_MAX: u32 = 20;
 /// How far the way moves when a bound is broken, in steps of the engine: at least, and at most.
 const TRAVEL_STEP: f64 = 0.02;
 const TRAVEL_STEP_MAX: f64 = 0.5;
+/// And this share of the distance to that bound, if that is more.
+const TRAVEL_FOLLOWS: f64 = 0.1;
 /// Of prefills that take longer than so many steps, it is not known that exactly what they took.
 const TRAVEL_PREFILL_STEPS: f64 = 4.0;
 /// Coefficients before the first sample that rates say nothing of: by the published figures of an 8B model on an H100.
@@ -157,7 +162,7 @@ impl Latency {
         let tpot = [decode, 0.0, CONTEXT_AT_FIRST, 0.0];
         let [some, firm] = [CERTAINTY_LEAST, CERTAINTY_OF_SECONDS];
         Self {
-            ttft: Times::new(ttft, [some, some, some, firm, firm], TTFT_LEAST_S),
+            ttft: Times::new(ttft, [CERTAINTY_OF_BASE, some, some, firm, firm], TTFT_LEAST_S),
             tpot: Times::new(tpot, [some; TPOT_TERMS], TPOT_LEAST_S),
             travel_s: 0.0,
             travels: 0,
@@ -234,8 +239,10 @@ impl Latency {
         let by = step_s * (TRAVEL_STEP_MAX / f64::from(self.travels + 1)).max(TRAVEL_STEP);
         self.travels = self.travels.saturating_add(1);
         self.travel_s = match travel_s {
-            travel_s if travel_s > until_s => (travel_s - by).max(0.0),
-            travel_s if travel_s <= until_s - step_s => travel_s + by,
+            travel_s if travel_s > until_s => (travel_s - by.max(TRAVEL_FOLLOWS * (travel_s - until_s))).max(0.0),
+            travel_s if travel_s <= until_s - step_s => {
+                travel_s + by.max(TRAVEL_FOLLOWS * (until_s - step_s - travel_s))
+            }
             travel_s => travel_s,
         };
     }
