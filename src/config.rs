@@ -364,7 +364,7 @@ impl Default for PolicyConfig {
             reuse_bonus: 2.0,
             eviction_weight: 2.0,
             decode_weight: 0.2,
-            answer_weight: 0.2,
+            answer_weight: 0.0,
             wait: true,
             pushed_out_max: 1.0,
             ttft_p90: Duration::ZERO,
