@@ -4,7 +4,8 @@
 use emberlane::{
     clock::Now,
     id::ReplicaSlot,
-    learn::{Coefficients, Features, LearnedRates, Member, Prediction, Rates, Timing},
+    learn::{Band, Coefficients, Features, LearnedRates, Member, Prediction, Rates, Timing},
+    load::backlog::{Backlog, CHUNK_TOKENS},
     policy::latency::{LatencyColumns, Load},
 };
 
@@ -34,43 +35,44 @@ struct Replica {
 
 impl Replica {
     /// The same formula, for one replica.
-    fn predict(&self, prompt_tokens: f32, warm_tokens: f32, now: Now) -> Prediction {
-        let ahead_s = self.load.prefilled_by.map_or(0.0, |by| by.since(now).as_secs_f32());
-        self.learned.predict(&Features {
-            uncached_tokens: (prompt_tokens - warm_tokens).max(0.0),
-            cached_tokens: warm_tokens,
-            ahead_s: ahead_s + self.load.others_s,
-            is_queued: self.load.prefilled_by.is_some() || self.load.others_s > 0.0,
-            is_decoding: self.load.is_decoding,
-            requests: self.load.requests,
-            context_tokens: self.load.context_tokens,
-            prefill_share: self.load.prefill_share,
-        })
+    fn predict(&self, prompt_tokens: f32, warm_tokens: f32) -> Prediction {
+        self.learned.predict(&self.load.features(prompt_tokens, warm_tokens))
     }
 }
 
-fn replica(random: &mut fastrand::Rng, now: Now) -> Replica {
+fn replica(random: &mut fastrand::Rng) -> Replica {
     let learned = Coefficients {
         base_s: 0.015 + 0.01 * random.f32(),
         token_s: 2e-5 * (1.0 + random.f32()),
         pair_s: 8e-10 * (1.0 + random.f32()),
+        travel_s: 0.015,
         ahead: 1.0,
-        decoding_s: 0.007,
-        context_token_s: 7e-8,
-        ttft: [[1.0, 1.1], [1.0, 1.4]],
+        steps: 1.0,
+        ttft: [[1.0, 1.2]; Band::COUNT],
         step_s: 0.006,
         step_request_s: 4e-6,
         step_token_s: 4.2e-8,
-        step_prefill_s: 0.02,
         tpot: [[1.0, 1.2], [1.0, 1.4]],
+        ..Coefficients::default()
+    };
+    let prefills = u32::from(random.u8(..3));
+    let step_s = if random.bool() { 0.02 * random.f32() } else { 0.0 };
+    let backlog = Backlog {
+        prefills,
+        // Where nothing stands before it, half a step is left.
+        ahead_s: if prefills > 0 { random.f32() } else { 0.5 * step_s },
+        room_tokens: CHUNK_TOKENS * random.f32(),
+        step_s,
+        is_full: false,
+        decoding: 0,
+        generated_tokens: 0.0,
+        prefill_share: random.f32(),
     };
     let load = Load {
-        prefilled_by: random.bool().then(|| Now(now.0 + random.u64(..1_000_000_000))),
+        backlog,
         others_s: if random.u8(..8) == 0 { random.f32() } else { 0.0 },
-        is_decoding: random.bool(),
         requests: f32::from(random.u8(..32)),
         context_tokens: 4e5 * random.f32(),
-        prefill_share: random.f32(),
     };
     Replica { learned, load }
 }
@@ -78,7 +80,7 @@ fn replica(random: &mut fastrand::Rng, now: Now) -> Replica {
 /// The times to first token of one request at all of `replicas`.
 fn predict(options: &Options, replicas: usize) -> Row {
     let (mut random, now) = (fastrand::Rng::with_seed(12), Now(7_000_000_000));
-    let structs: Vec<Replica> = (0..replicas).map(|_| replica(&mut random, now)).collect();
+    let structs: Vec<Replica> = (0..replicas).map(|_| replica(&mut random)).collect();
     let mut columns = LatencyColumns::default();
     columns.reset(replicas);
     columns.set_now(now);
@@ -97,7 +99,7 @@ fn predict(options: &Options, replicas: usize) -> Row {
         |call| columns.predict_ttft(prompt(call), &inputs[call % INPUTS], &mut p50, &mut p90),
         |call| {
             for (place, replica) in structs.iter().enumerate() {
-                let said = replica.predict(prompt(call), inputs[call % INPUTS][place], now);
+                let said = replica.predict(prompt(call), inputs[call % INPUTS][place]);
                 (their_p50[place], their_p90[place]) = (said.ttft_p50_s, said.ttft_p90_s);
             }
         },
@@ -120,7 +122,7 @@ fn learn(options: &Options) -> Row {
         cached_tokens: PROMPT_TOKENS * random.f32(),
         requests: f32::from(random.u8(..8)),
         context_tokens: 4e5 * random.f32(),
-        is_decoding: random.bool(),
+        step_s: if random.bool() { 0.01 } else { 0.0 },
         ..Features::default()
     };
     let inputs: Vec<Features> = (0..INPUTS).map(|_| features(&mut random)).collect();
@@ -128,7 +130,7 @@ fn learn(options: &Options) -> Row {
         let features = &inputs[call % INPUTS];
         let first_token_s = 0.02 + f64::from(features.uncached_tokens) * 3e-5;
         let predicted = rates.coefficients(ReplicaSlot(0)).predict(features);
-        let timing = Timing { first_token_s, total_s: first_token_s + 2.0, output_tokens: Some(200), prompt: None };
+        let timing = Timing { first_token_s, total_s: first_token_s + 2.0, output_tokens: Some(200), ..Timing::default() };
         rates.learn_times(ReplicaSlot(0), features, &predicted, &timing);
     };
     let (ours, _) = measure::against(options.repeats(2000), BATCH, &mut learn, |_| ());

@@ -26,9 +26,11 @@ pub enum Hold {
     },
 }
 
-/// Whether the policy has the request wait that was picked `place` of `view`.
+/// Whether the policy has the request wait that was picked `place` of `view`. Where prompts are kept in slots, it is slots
+/// that are waited for.
 pub(super) fn in_line(known: Known<'_>, view: &View, place: usize, placement: &Placement) -> Option<Hold> {
-    if placement.attempts > 1 || !known.snapshot.policy.waits(view, place) {
+    let is_slotted = known.snapshot.limits(view.slots[place]).is_slotted;
+    if placement.attempts > 1 || is_slotted || !known.snapshot.policy.waits(view, place) {
         return None;
     }
     Some(Hold::Line { again: (view.turn == Turn::Own).then(|| known.now.plus(LOOK_AGAIN)) })

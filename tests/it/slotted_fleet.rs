@@ -16,7 +16,7 @@ use emberlane::learn::Rates;
 use emberlane::parse::Api;
 use emberlane::parse::usage::Usage;
 use emberlane::pipeline::{
-    Answered, Decider, Hints, Placement, Shared, SharedConfig, Snapshot, PoolTraits, Underway, Wish,
+    Answered, Decider, Hints, Hold, Placement, PoolTraits, Shared, SharedConfig, Snapshot, Underway, Wish,
 };
 use emberlane::prefix::pending::Awaited;
 use emberlane::sim::slots::SlotCache;
@@ -289,7 +289,8 @@ impl Fleet {
         let placement = live.placement.as_ref().unwrap();
         if let Some(hold) = placement.hold() {
             self.held.push(request);
-            self.at(hold.again, Event::Look { request });
+            let Hold::Slot { again } = hold else { panic!("{hold:?}") };
+            self.at(again, Event::Look { request });
             return false;
         }
         let mut underway = Underway::begin(&self.shared, &self.snapshot, placement, self.now);
@@ -378,6 +379,7 @@ impl Fleet {
             first_token_s: Some(total_s - f64::from(call.output.tokens) * DECODE_S),
             total_s,
             usage,
+            is_followed: false,
         };
         self.shared.learn(&self.snapshot, &placement, &answered, true);
         let off = f64::from(placement.decision.chosen.warm_tokens) - f64::from(live.cached);

@@ -6,7 +6,8 @@ mod engine;
 use super::super::{Member, Rates};
 use super::*;
 use crate::clock::Now;
-use crate::load::backlog::{Backlogs, Work};
+use crate::learn::Band;
+use crate::load::backlog::{Backlogs, Cache, Prompt, Task, Work};
 use engine::{Engine, Event, LLAMA_8B, LLAMA_70B, Model};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -135,19 +136,27 @@ impl World {
 
     /// The features of `turn` at `replica`, as a gateway knows them.
     fn features(&mut self, replica: usize, turn: Turn, at: f64) -> Features {
-        let backlog = self.backlogs.read(ReplicaSlot::from_index(replica).unwrap(), now(at));
         // Blocks are whole, and bytes are not tokens.
         let uncached = turn.new * (1.0 + 0.06 * (self.rng.f64() - 0.5)) + 64.0 * self.rng.f64();
-        let in_flight = self.in_flight[replica];
+        let slot = ReplicaSlot::from_index(replica).unwrap();
+        let pace = self.rates.coefficients(slot).pace();
+        let prompt = Prompt { new: narrow(uncached), cached: narrow(turn.cached) };
+        let backlog = self.backlogs.read(slot, (&pace, &Cache::default()), prompt, now(at));
         Features {
-            uncached_tokens: narrow(uncached),
-            cached_tokens: narrow(turn.cached),
-            ahead_s: if backlog.prefills > 0 { narrow(backlog.prefilled_by.seconds_since(now(at))) } else { 0.0 },
-            is_queued: backlog.prefills > 0,
-            is_decoding: in_flight > backlog.prefills as f32,
-            requests: in_flight,
-            context_tokens: self.context[replica],
+            uncached_tokens: prompt.new,
+            cached_tokens: prompt.cached,
+            ahead_s: backlog.ahead_s,
+            room_tokens: backlog.room_tokens,
+            step_s: backlog.step_s,
+            band: match () {
+                () if backlog.prefills > 0 => Band::Queued,
+                () if backlog.step_s > 0.0 => Band::Decoding,
+                () => Band::Idle,
+            },
+            requests: self.in_flight[replica],
+            context_tokens: self.context[replica] + backlog.generated_tokens,
             prefill_share: backlog.prefill_share,
+            ..Features::default()
         }
     }
 
@@ -156,9 +165,9 @@ impl World {
         let coefficients = self.rates.coefficients(slot);
         let features = self.features(replica, turn, at);
         let predicted = coefficients.predict(&features);
-        let work_s = coefficients.prefill_s(features.uncached_tokens, features.cached_tokens);
-        let takes = (f64::from(coefficients.base_s), f64::from(work_s));
-        let work = Work::start(&self.backlogs, slot, takes, now(at));
+        let Features { uncached_tokens: new_tokens, cached_tokens, .. } = features;
+        let task = Task { new_tokens, cached_tokens, sent: now(at) };
+        let work = Work::start(&self.backlogs, slot, &task, &coefficients.pace(), now(at));
         self.in_flight[replica] += 1.0;
         self.context[replica] += narrow(turn.new + turn.cached);
         self.engines[replica].send(self.ids, at, (turn.new, turn.cached), turn.output);
@@ -167,7 +176,8 @@ impl World {
     }
 
     fn end(&mut self, id: usize, at: f64, tpot_s: f64) -> Outcome {
-        let Sent { at: sent_at, replica, turn, features, predicted, ttft_s, .. } = self.sent.remove(&id).unwrap();
+        let Sent { at: sent_at, replica, turn, mut work, features, predicted, ttft_s } = self.sent.remove(&id).unwrap();
+        work.ended();
         self.in_flight[replica] -= 1.0;
         self.context[replica] -= narrow(turn.new + turn.cached);
         let timing = Timing {
@@ -175,6 +185,7 @@ impl World {
             total_s: ttft_s + tpot_s * (turn.output - 1.0),
             output_tokens: Some(whole(turn.output)),
             prompt: Some((whole(turn.new + turn.cached), whole(turn.cached))),
+            is_followed: work.followers() > 0,
         };
         self.rates.learn_times(ReplicaSlot::from_index(replica).unwrap(), &features, &predicted, &timing);
         assert!(at > sent_at);
@@ -190,6 +201,11 @@ impl World {
                 let sent = self.sent.get_mut(&id).unwrap();
                 sent.work.prefilled(now(at));
                 sent.ttft_s = at - sent.at;
+                None
+            }
+            Event::Token { id } => {
+                let step = self.sent.get_mut(&id).unwrap().work.token(now(at));
+                step.into_iter().for_each(|step| self.rates.learn_step(self.sent[&id].work.slot(), &step));
                 None
             }
             Event::Last { id, tpot_s } => Some(self.end(id, at, tpot_s)),
@@ -341,11 +357,12 @@ fn coefficients_stay_finite_and_none_is_negative_whatever_is_told() {
                     uncached_tokens: bounded(uncached),
                     cached_tokens: bounded(cached),
                     ahead_s: bounded(ahead),
-                    is_queued: !*is_decoding,
-                    is_decoding: *is_decoding,
+                    step_s: if *is_decoding { 0.01 } else { 0.0 },
+                    band: if *is_decoding { Band::Decoding } else { Band::Queued },
                     requests: bounded(requests),
                     context_tokens: bounded(context),
                     prefill_share: bounded(share),
+                    ..Features::default()
                 };
                 let predicted = rates.coefficients(slot).predict(&features);
                 let timing = Timing {
@@ -353,6 +370,7 @@ fn coefficients_stay_finite_and_none_is_negative_whatever_is_told() {
                     total_s: *total,
                     output_tokens: Some(100),
                     prompt: *prompt,
+                    is_followed: *is_decoding && first > total,
                 };
                 rates.learn_times(slot, &features, &predicted, &timing);
                 rates.learn_times(slot, &features, &predicted, &Timing { first_token_s: *first, ..timing });

@@ -1,6 +1,6 @@
 //! The view follows what changes, and shows who may take the request.
 
-use super::super::{Decision, SharedConfig, PoolTraits};
+use super::super::{Decision, PoolTraits, SharedConfig};
 use super::*;
 use crate::config::{Config, EjectionConfig, ReplicaConfig};
 use crate::fleet::Registry;
@@ -168,7 +168,7 @@ fn what_others_have_there_is_added_to_our_own_as_it_is_now_and_fades() {
     assert_eq!((view.in_flight[1], view.elsewhere[1], view.prefill_tokens[1]), (7.0, 5.0, 880.0));
     assert_eq!((view.slots_limit[1], view.kv_usage[1]), (4.0, 0.75), "it runs four while two wait");
     assert_eq!((view.in_flight[0], view.kv_usage[0]), (0.0, 0.0));
-    assert!(view.standing_s[1] > view.standing_s[0]);
+    assert!(view.latency.ahead_s(1) > view.latency.ahead_s(0));
     let view = bench.view(&snapshot, 0, 145);
     assert_eq!((view.in_flight[1], view.elsewhere[1], view.slots_limit[1]), (4.5, 2.5, 8.0));
     let view = bench.view(&snapshot, 0, 160);
@@ -196,8 +196,8 @@ fn each_pool_follows_what_is_heard_at_its_own_pace() {
 /// The columns of a view that has followed all along.
 fn columns(view: &View) -> [Vec<f32>; 8] {
     let View { in_flight, elsewhere, prefill_tokens, context_tokens, slots_limit, kv_usage, kv_tokens, .. } = view;
-    [in_flight, elsewhere, prefill_tokens, context_tokens, slots_limit, kv_usage, kv_tokens, &view.standing_s]
-        .map(Clone::clone)
+    let ahead_s = &(0..view.len()).map(|place| view.latency.ahead_s(place)).collect();
+    [in_flight, elsewhere, prefill_tokens, context_tokens, slots_limit, kv_usage, kv_tokens, ahead_s].map(Clone::clone)
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn a_view_that_follows_changes_is_the_view_that_reads_everything() {
                     .reports
                     .fold(&report(slot, at_ms, u32::from(*count), u32::from(kind / 64), 1), &bench.shared.load),
                 _ => {
-                    let kept = columns(bench.view(&snapshot, 0, at_ms, Now(0)));
+                    let kept = columns(bench.view(&snapshot, 0, at_ms));
                     let followed = std::mem::take(&mut bench.candidates);
                     assert_eq!(kept, columns(bench.view(&snapshot, 0, at_ms)));
                     bench.candidates = followed;

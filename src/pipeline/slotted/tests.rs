@@ -136,7 +136,7 @@ fn a_request_is_held_back_before_it_pushes_out_what_is_in_use() {
     bench.wait(0.02);
     let mut held = bench.ask(0, b'b', Wish::default());
     let before = bench.now;
-    assert!(held.hold().is_some_and(|hold| hold.again > before));
+    assert!(matches!(held.hold(), Some(Hold::Slot { again }) if again > before));
     // It is not on record.
     let mut depths = WarmDepths::new(1);
     bench.shared.index.lookup(&held.chain, &mut depths);
@@ -145,8 +145,8 @@ fn a_request_is_held_back_before_it_pushes_out_what_is_in_use() {
     let (passed, _) = bench.run(1, b'a');
     assert!(passed.decision.chosen.warm_tokens > 1900.0);
     let mut looks = 0;
-    while let Some(hold) = held.hold() {
-        bench.now = bench.now.max(hold.again);
+    while let Some(Hold::Slot { again }) = held.hold() {
+        bench.now = bench.now.max(again);
         bench.look_again(&mut held);
         looks += 1;
         assert!(looks < 100, "{:?}", bench.now);

@@ -43,6 +43,8 @@ struct Job {
 pub(super) enum Event {
     /// A request's first token.
     First { id: usize },
+    /// One that is neither its first nor its last.
+    Token { id: usize },
     /// Its last; seconds a token after the first.
     Last { id: usize, tpot_s: f64 },
 }
@@ -123,9 +125,13 @@ impl Engine {
 
     fn outcome(&mut self, end: f64) -> Vec<Event> {
         let mut events = Vec::new();
-        for job in self.running.iter_mut().filter(|job| (0.5..1.5).contains(&job.made)) {
-            job.first = end;
-            events.push(Event::First { id: job.id });
+        for job in self.running.iter_mut().filter(|job| job.made > 0.0) {
+            if job.made < 1.5 {
+                job.first = end;
+                events.push(Event::First { id: job.id });
+            } else if job.made < job.output {
+                events.push(Event::Token { id: job.id });
+            }
         }
         self.running.retain(|job| {
             let is_over = job.made >= job.output;
