@@ -322,13 +322,13 @@ pub struct PolicyConfig {
     pub weights: Weights,
     /// `price`: assumed prefill rate before anything is learned, tokens a second. Default 8,000.
     pub prefill_tokens_per_s: f64,
-    /// `price`: value of a second of prefill not repeated, beside the wait it saves. Default 3.
+    /// `price`: value of a second of prefill not repeated, beside the wait it saves. Default 2.
     pub reuse_bonus: f64,
-    /// `price`: what a second counts that computing again will take what a prompt pushes out. Default 4.
+    /// `price`: what a second counts that computing again will take what a prompt pushes out. Default 2.
     pub eviction_weight: f64,
-    /// `price`: what a second counts by which each answer under way is held up. Default 0.1.
+    /// `price`: what a second counts by which each answer under way is held up. Default 0.2.
     pub decode_weight: f64,
-    /// `price`: seconds that a second of its answer counts for.
+    /// `price`: what a second of its own answer counts. Default 0.
     pub answer_weight: f64,
     /// `price`: a prompt that would push out what is needed waits at the gateway while its replica is busy anyway. Default
     /// yes.

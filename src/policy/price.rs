@@ -163,3 +163,6 @@ pub fn restore_s(view: &View, place: usize) -> f32 {
 const fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
+
+#[cfg(test)]
+mod tests;
