@@ -70,7 +70,7 @@ impl PushedOut {
 const fn size(tokens: f32) -> usize {
     // A float's exponent is its whole logarithm; times √2, so that it is rounded and not cut.
     let scaled = tokens * (std::f32::consts::SQRT_2 / SIZE_LEAST);
-    if scaled < 1.0 {
+    if scaled < 1.0 || scaled.is_nan() {
         return 0;
     }
     let size = (scaled.to_bits() >> 23) as usize - 127;

@@ -185,6 +185,10 @@ pub(super) fn play(
         }
         engine.begin.was_idle = !plan.is_any && !is_decoding;
         engine.go_on(standing, next_s);
+        if let (Some(prompt), false) = (needs, plan.is_any) {
+            // That was waited for.
+            engine.room.free = engine.room.free.max(engine.room.needed(prompt));
+        }
     }
     let Engine { begin, is_full, .. } = engine;
     let is_decoding = begin.decoding > 0.0;
@@ -316,7 +320,7 @@ mod tests {
         assert_eq!(at(&[], 12_000.0), (0.35, true));
         assert_eq!(at(&[], 14_000.0), (0.85, true));
         // It would fit, but for the one before it.
-        assert_eq!(at(&[Standing::new(0.0, 100.0, 8_000.0)], 2000.0), (0.45, true));
+        assert_eq!(at(&[Standing::new(0.0, 100.0, 8_000.0)], 2000.0), (0.37, true));
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn a_request_is_held_back_before_it_pushes_out_what_is_in_use() {
     let waited_s = bench.now.seconds_since(before);
     assert!(waited_s < 2.0, "{waited_s}");
     assert_eq!((held.attempts(), held.decision.reason), (1, super::super::Reason::Only));
-    assert!(bench.why(&held).contains("held back"), "{}", bench.why(&held));
+    assert!(bench.why(&held).contains("ms at the gateway"), "{}", bench.why(&held));
     bench.shared.index.lookup(&held.chain, &mut depths);
     assert!(depths.get(ReplicaSlot(0)) > 30, "it is now");
 }

@@ -145,7 +145,7 @@ struct Replica {
     resident: AtomicU64,
     /// Uses so far.
     uses: AtomicU32,
-    /// The clock when all was forgotten last: stamps before it count nothing.
+    /// The first stamp since all was forgotten last: those before it count nothing.
     forgotten_at: AtomicU32,
     /// Progress at which the clock moves on, in units of `NEW` a new block.
     stride: AtomicI64,
@@ -190,7 +190,7 @@ impl Residency {
             device: AtomicU64::new(capacity_max),
             resident: AtomicU64::new(0),
             uses: AtomicU32::new(0),
-            forgotten_at: AtomicU32::new(start.clock),
+            forgotten_at: AtomicU32::new(start.clock - 1),
             stride: AtomicI64::new(stride(capacity_max, STEPS)),
             progress: AtomicI64::new(0),
             moving: Mutex::new(()),
@@ -287,10 +287,10 @@ impl Residency {
         replica.progress.store(0, Relaxed);
         replica.resident.store(0, Relaxed);
         let clock = Window::unpack(word.load(Relaxed)).next_clock();
-        replica.deepest(clock).store(0, Relaxed);
+        replica.deepest.iter().for_each(|deepest| deepest.store(0, Relaxed));
         replica.pins.iter().for_each(|pins| pins.store(0, Relaxed));
         replica.pinned.iter().for_each(|word| word.store(0, Relaxed));
-        replica.forgotten_at.store(clock, Relaxed);
+        replica.forgotten_at.store(clock.wrapping_sub(1), Relaxed);
         self.publish(slot, Window { clock, end: End::PRESENT, has_host: false }, End::PRESENT);
     }
 
@@ -492,8 +492,11 @@ impl Replica {
         if window.clock.wrapping_sub(stamp) < window.end.span || window.end.depth == ALL {
             return held;
         }
-        let deepest = u32::from(self.deepest(stamp).load(Relaxed));
-        held.saturating_sub(u64::from(deepest.saturating_sub(window.end.depth)))
+        let deepest = self.deepest(stamp).load(Relaxed);
+        let tail = u64::from(u32::from(deepest).saturating_sub(window.end.depth));
+        let deepest = u64::from(deepest.max(1));
+        // As in [`tail`], the other way round.
+        held.saturating_sub(if held > deepest { held * (tail * tail) / (deepest * deepest) } else { tail })
     }
 
     /// How many stamps before `clock` are still counted.
@@ -547,14 +550,26 @@ impl Replica {
                 sum += held;
                 continue;
             }
-            // The tail of that use goes first.
-            let over = u32::try_from(sum + held - capacity).unwrap_or(u32::MAX);
-            let depth = u32::from(self.deepest(stamp).load(Relaxed)).min(ALL - 1).saturating_sub(over);
+            let deepest = u32::from(self.deepest(stamp).load(Relaxed)).min(ALL - 1);
+            let depth = deepest.saturating_sub(tail(deepest, held, sum + held - capacity));
             let at = if depth == 0 && age > 0 { End { span: age - 1, depth: ALL } } else { End { span: age, depth } };
             return (at.least(end), if depth == 0 { sum } else { capacity });
         }
         (end, sum)
     }
+}
+
+/// Of a stamp whose `held` blocks are no deeper than `deepest`, `over` are given up: so many of the deepest depths.
+///
+/// The tail of a use goes first. Where several share the stamp, of prompts of all lengths up to that, what is as deep as
+/// `deepest - tail` or more is a part of all that grows with the square of `tail`.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "no more than `deepest`")]
+fn tail(deepest: u32, held: u64, over: u64) -> u32 {
+    if held <= u64::from(deepest) {
+        return u32::try_from(over).unwrap_or(u32::MAX);
+    }
+    let share = lossy(over) / lossy(held);
+    (lossy(u64::from(deepest)) * share.sqrt()).ceil() as u32
 }
 
 /// Blocks of requests under way.

@@ -187,7 +187,7 @@ fn answer(memories: &Memories, since: u32, cached: f32) -> Option<Tiers> {
         prompt_bytes: tokens * 4.0,
         prompt_tokens: tokens,
         cached_tokens: cached * TOKENS,
-        predicted_tokens: tokens,
+        predicted_tokens: if (since as f32) < memories.learned(SLOT).blocks { tokens } else { 0.0 },
         is_surprise: false,
     };
     memories.learn(SLOT, &evidence)
