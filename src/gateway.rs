@@ -23,7 +23,7 @@ use crate::health::Arrival;
 use crate::id::ReplicaSlot;
 use crate::learn::Rates;
 use crate::load::ring;
-use crate::pipeline::{Shared, SharedConfig, Snapshot, PoolTraits};
+use crate::pipeline::{PoolTraits, Shared, SharedConfig, Snapshot};
 use crate::proxy::{Core, Shard};
 use async_trait::async_trait;
 use pingora_core::server::configuration::{Opt, ServerConf};

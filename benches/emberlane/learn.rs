@@ -130,7 +130,8 @@ fn learn(options: &Options) -> Row {
         let features = &inputs[call % INPUTS];
         let first_token_s = 0.02 + f64::from(features.uncached_tokens) * 3e-5;
         let predicted = rates.coefficients(ReplicaSlot(0)).predict(features);
-        let timing = Timing { first_token_s, total_s: first_token_s + 2.0, output_tokens: Some(200), ..Timing::default() };
+        let timing =
+            Timing { first_token_s, total_s: first_token_s + 2.0, output_tokens: Some(200), ..Timing::default() };
         rates.learn_times(ReplicaSlot(0), features, &predicted, &timing);
     };
     let (ours, _) = measure::against(options.repeats(2000), BATCH, &mut learn, |_| ());

@@ -13,7 +13,7 @@ use emberlane::{
     load::report::{LoadReport, LoadSource},
     load::ring::{Publisher, rings},
     parse::Api,
-    pipeline::{Decider, Decision, Hints, Placement, Shared, SharedConfig, Snapshot, PoolTraits},
+    pipeline::{Decider, Decision, Hints, Placement, PoolTraits, Shared, SharedConfig, Snapshot},
 };
 
 use crate::bodies::chat;

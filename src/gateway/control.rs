@@ -21,7 +21,7 @@ use crate::config::{self, Config};
 use crate::discovery::{DiscoveryStatus, Merged, News, Sayings};
 use crate::fleet::{Discovered, Fleet, Membership, Registry, Replica};
 use crate::health::Arrival;
-use crate::pipeline::{Snapshot, PoolTraits};
+use crate::pipeline::{PoolTraits, Snapshot};
 use crate::proxy::Core;
 use parking_lot::Mutex;
 use std::collections::HashSet;

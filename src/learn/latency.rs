@@ -47,7 +47,8 @@ const FOLLOWED_MAX: u32 = 20;
 /// How far the way moves when a bound is broken, in steps of the engine: at least, and at most.
 const TRAVEL_STEP: f64 = 0.02;
 const TRAVEL_STEP_MAX: f64 = 0.5;
-/// And this share of the distance to that bound, if that is more.
+/// And when it is broken by more than so many steps: this share of what it is more.
+const TRAVEL_FAR_STEPS: f64 = 4.0;
 const TRAVEL_FOLLOWS: f64 = 0.1;
 /// Of prefills that take longer than so many steps, it is not known that exactly what they took.
 const TRAVEL_PREFILL_STEPS: f64 = 4.0;
@@ -191,7 +192,8 @@ impl Latency {
     pub(super) fn learn(&mut self, observed: &Observed, has_predicted: bool) -> bool {
         let Observed { seen, was, predicted, ttft_s, tpot_s, is_followed } = observed;
         let above = |seconds: f64, p90_s: f32| has_predicted.then_some(seconds > f64::from(p90_s));
-        if seen.band == Band::Decoding && !is_followed {
+        // When an engine becomes slower or faster, the way to it does not.
+        if seen.band == Band::Decoding && !is_followed && !self.ttft.drift.is_recent() {
             self.follow_travel(was, *ttft_s);
         }
         let mut has_changed = self.ttft.learn(&One {
@@ -236,13 +238,13 @@ impl Latency {
             return;
         }
         let travel_s = self.travel_s();
-        let by = step_s * (TRAVEL_STEP_MAX / f64::from(self.travels + 1)).max(TRAVEL_STEP);
+        let least = step_s * (TRAVEL_STEP_MAX / f64::from(self.travels + 1)).max(TRAVEL_STEP);
+        let by = |broken_by_s: f64| least.max(TRAVEL_FOLLOWS * (broken_by_s - TRAVEL_FAR_STEPS * step_s));
         self.travels = self.travels.saturating_add(1);
+        let (most_s, least_s) = (until_s, until_s - step_s);
         self.travel_s = match travel_s {
-            travel_s if travel_s > until_s => (travel_s - by.max(TRAVEL_FOLLOWS * (travel_s - until_s))).max(0.0),
-            travel_s if travel_s <= until_s - step_s => {
-                travel_s + by.max(TRAVEL_FOLLOWS * (until_s - step_s - travel_s))
-            }
+            travel_s if travel_s > most_s => (travel_s - by(travel_s - most_s)).max(0.0),
+            travel_s if travel_s <= least_s => travel_s + by(least_s - travel_s),
             travel_s => travel_s,
         };
     }

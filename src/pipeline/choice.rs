@@ -249,7 +249,10 @@ impl Decision {
         };
         let mut text = one(&self.chosen);
         if self.held_s > 0.0 {
-            text.push_str(&format!("; waited {:.1} ms at the gateway for a place that costs others less", self.held_s * 1e3));
+            text.push_str(&format!(
+                "; waited {:.1} ms at the gateway for a place that costs others less",
+                self.held_s * 1e3
+            ));
         }
         if self.reason == Reason::WarmUp {
             text.push_str("; cold everywhere, and it warms up: its share of such requests");

@@ -201,8 +201,7 @@ impl Drop for Underway {
 /// Whether the prefill of `placement`'s `chain` is announced, and waits for others'.
 fn announces(snapshot: &Snapshot, placement: &Placement, chain: &[BlockHash]) -> bool {
     let chosen = &placement.decision.chosen;
-    let is_worth_it =
-        chosen.prefill_s >= ANNOUNCED_PREFILL_MIN_S || snapshot.limits(chosen.slot).is_slotted;
+    let is_worth_it = chosen.prefill_s >= ANNOUNCED_PREFILL_MIN_S || snapshot.limits(chosen.slot).is_slotted;
     snapshot.policy.is_priced() && chain.len() >= ANNOUNCED_BLOCKS_MIN && is_worth_it
 }
 

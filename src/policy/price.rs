@@ -145,9 +145,8 @@ fn add_what_others_lose(price: &Price, view: &View, costs: &mut [f32]) {
         let warm = warm_tokens[place];
         let own = larger(view.prompt_tokens - warm, 0.0);
         let prefill_s = own * (token_s[place] + pair_s[place] * (warm + 0.5 * own));
-        let lost = price.reuse_bonus
-            + price.eviction_weight * pushed_out[place]
-            + price.decode_weight * in_flight[place];
+        let lost =
+            price.reuse_bonus + price.eviction_weight * pushed_out[place] + price.decode_weight * in_flight[place];
         costs[place] += prefill_s * lost + answer * tpot_s[place];
     }
 }

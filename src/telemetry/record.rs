@@ -232,7 +232,7 @@ mod tests {
         use crate::clock::Now;
         use crate::fleet::Registry;
         use crate::learn::Rates;
-        use crate::pipeline::{Decider, Hints, Shared, SharedConfig, PoolTraits};
+        use crate::pipeline::{Decider, Hints, PoolTraits, Shared, SharedConfig};
         use std::collections::HashMap;
 
         let mut registry = Registry::new(1);

@@ -17,7 +17,7 @@ use crate::load::report::{LoadReport, LoadSource};
 use crate::load::ring::{Publisher, rings};
 use crate::parse::Api;
 use crate::parse::usage::Usage;
-use crate::pipeline::{Answered, Decider, Placement, Prompt, Shared, SharedConfig, Snapshot, PoolTraits, Underway};
+use crate::pipeline::{Answered, Decider, Placement, PoolTraits, Prompt, Shared, SharedConfig, Snapshot, Underway};
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::memory::Said as CacheSaid;
 use crate::prefix::pending::Awaited;
@@ -59,11 +59,7 @@ pub(super) enum Held {
 #[derive(Debug)]
 pub(super) enum Placing {
     /// It goes there, perhaps not at once.
-    Placed {
-        slot: ReplicaSlot,
-        placed: Box<Placed>,
-        held: Held,
-    },
+    Placed { slot: ReplicaSlot, placed: Box<Placed>, held: Held },
     /// It is not placed yet.
     Waits(Placement),
     /// It is refused.
@@ -149,13 +145,7 @@ impl Gateway {
     }
 
     /// Places a request, or has it wait.
-    pub(super) fn place(
-        &mut self,
-        request: u32,
-        live: &Live,
-        engines: &[SimEngine],
-        now: Now,
-    ) -> Placing {
+    pub(super) fn place(&mut self, request: u32, live: &Live, engines: &[SimEngine], now: Now) -> Placing {
         let Self { chain, shared, snapshot, .. } = self;
         chain.clear();
         fingerprint(&live.prompt, chain);

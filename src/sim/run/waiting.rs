@@ -82,7 +82,8 @@ impl Run<'_> {
     }
 
     fn look(&mut self, request: u32) {
-        let Some(mut live) = self.live.get_mut(request as usize).and_then(|live| live.take_if(|one| one.waiting.is_some()))
+        let Some(mut live) =
+            self.live.get_mut(request as usize).and_then(|live| live.take_if(|one| one.waiting.is_some()))
         else {
             return;
         };
