@@ -668,8 +668,9 @@ mod tests {
         Work::start(backlogs, SLOT, &task, &PACE, at(ms))
     }
 
-    fn ahead_ms(backlogs: &Backlogs, ms: u64) -> f32 {
-        (1e3 * backlogs.read(SLOT, (&PACE, &Cache::default()), Prompt::default(), at(ms)).ahead_s).round()
+    fn ahead_ms(backlogs: &Backlogs, ms: u64) -> u128 {
+        let found = backlogs.read(SLOT, (&PACE, &Cache::default()), Prompt::default(), at(ms));
+        (Duration::from_secs_f32(found.ahead_s) + Duration::from_micros(500)).as_millis()
     }
 
     #[test]
@@ -677,11 +678,11 @@ mod tests {
         let backlogs = Arc::new(Backlogs::new(2));
         let mut first = start(&backlogs, 2000.0, 100);
         // It is there at 110 and computed at 310; who is sent at 150 is there at 160.
-        assert_eq!(ahead_ms(&backlogs, 150), 150.0);
+        assert_eq!(ahead_ms(&backlogs, 150), 150);
         let mut second = start(&backlogs, 3000.0, 150);
-        assert_eq!(ahead_ms(&backlogs, 150), 150.0 + 300.0, "in the second's step, after it");
+        assert_eq!(ahead_ms(&backlogs, 150), 150 + 300, "in the second's step, after it");
         first.prefilled(at(330));
-        assert_eq!(ahead_ms(&backlogs, 330), 310.0, "it took longer: the second's step ends at 330 + 300 + 20");
+        assert_eq!(ahead_ms(&backlogs, 330), 310, "it took longer: the second's step ends at 330 + 300 + 20");
         second.prefilled(at(650));
         let then = backlogs.read(SLOT, (&PACE, &Cache::default()), Prompt::default(), at(650));
         assert_eq!((then.prefills, then.decoding), (0, 2));
@@ -737,9 +738,9 @@ mod tests {
         let _first = start(&backlogs, 1000.0, 0);
         let task = Task { new_tokens: 500.0, cached_tokens: 1000.0, sent: at(110) };
         let held = Work::start(&backlogs, SLOT, &task, &PACE, at(10));
-        assert_eq!(ahead_ms(&backlogs, 50), 50.0, "who comes before it does not wait for it");
+        assert_eq!(ahead_ms(&backlogs, 50), 50, "who comes before it does not wait for it");
         held.sent(at(40));
-        assert_eq!(ahead_ms(&backlogs, 50), 50.0 + 50.0);
+        assert_eq!(ahead_ms(&backlogs, 50), 50 + 50);
     }
 
     #[test]

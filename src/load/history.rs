@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Length of a bucket.
 const BUCKET: Duration = Duration::from_millis(50);
 /// Buckets kept: 3.2 seconds.
-const BUCKETS: u64 = 64;
+const BUCKETS: usize = 64;
 
 /// Requests and prompt tokens of one replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,16 +29,13 @@ pub struct Most {
 /// place by being larger, and no lock is needed.
 #[derive(Debug)]
 pub(super) struct History {
-    requests: [AtomicU64; BUCKETS as usize],
-    tokens: [AtomicU64; BUCKETS as usize],
+    requests: [AtomicU64; BUCKETS],
+    tokens: [AtomicU64; BUCKETS],
 }
 
 impl Default for History {
     fn default() -> Self {
-        Self {
-            requests: [const { AtomicU64::new(0) }; BUCKETS as usize],
-            tokens: [const { AtomicU64::new(0) }; BUCKETS as usize],
-        }
+        Self { requests: [const { AtomicU64::new(0) }; BUCKETS], tokens: [const { AtomicU64::new(0) }; BUCKETS] }
     }
 }
 
@@ -55,8 +52,8 @@ impl History {
     /// The most from `from` to `to`, as far as it is kept.
     pub(super) fn most(&self, from: Now, to: Now) -> Most {
         let last = number(to);
-        let first = number(from).max((last + 1).saturating_sub(BUCKETS));
-        let oldest = (last + 1).saturating_sub(BUCKETS);
+        let first = number(from).max((last + 1).saturating_sub(BUCKETS as u64));
+        let oldest = (last + 1).saturating_sub(BUCKETS as u64);
         let most = |ring: &[AtomicU64]| {
             let noted = |number: u64| {
                 let word = ring[place(number)].load(Relaxed);
@@ -77,7 +74,7 @@ const fn number(now: Now) -> u64 {
 
 #[expect(clippy::cast_possible_truncation, reason = "below 64")]
 const fn place(number: u64) -> usize {
-    (number % BUCKETS) as usize
+    (number % BUCKETS as u64) as usize
 }
 
 #[cfg(test)]
@@ -121,7 +118,7 @@ mod tests {
             let to = (from + u64::from(*length)).min(now);
             let within = list.iter().filter(|(bucket, _)| (from / 50..=to / 50).contains(bucket));
             let before = list.iter().filter(|(bucket, _)| *bucket < from / 50).map(|(bucket, _)| *bucket).max();
-            let kept = before.filter(|bucket| bucket + BUCKETS > to / 50);
+            let kept = before.filter(|bucket| bucket + BUCKETS as u64 > to / 50);
             let before = list.iter().filter(|(bucket, _)| Some(*bucket) == kept);
             let wanted = within.chain(before).map(|(_, requests)| *requests).max().unwrap_or(0);
             assert_eq!(most(&history, from, to), wanted);

@@ -159,6 +159,7 @@ impl Exchange<'_> {
             return Ok(());
         }
         let limit = self.snapshot.config.timeouts.wait;
+        let last = before.plus(limit);
         let mut counted = None;
         while let Some(hold) = placement.hold() {
             let books = &core.shared.slots;
@@ -169,7 +170,7 @@ impl Exchange<'_> {
                 }
                 Hold::Line { again } => again,
             };
-            let again = self.until(Some(again.unwrap_or(before.plus(limit)).min(before.plus(limit))));
+            let again = self.until(Some(again.map_or(last, |again| again.min(last))));
             tokio::select! {
                 () = freed(hold, books, placement.called()) => {}
                 () = again => {}

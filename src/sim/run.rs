@@ -194,7 +194,7 @@ struct Live {
     first: Option<(Now, u32)>,
     placed: Option<gateway::Placed>,
     /// It is not placed yet, and looks again then.
-    waiting: Option<(Placement, Now)>,
+    waiting: Option<(Box<Placement>, Now)>,
     dictated: Option<u32>,
 }
 

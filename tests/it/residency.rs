@@ -58,9 +58,9 @@ impl Talk {
         }
         assert!(!said.is_empty(), "{}", answer.text());
         self.messages.push(json!({"role": "assistant", "content": said}));
-        let usages =
+        let mut usages =
             parts.iter().flat_map(|part| [&part["usage"], &part["response"]["usage"], &part["message"]["usage"]]);
-        let usage = usages.filter(|usage| usage.is_object()).next_back().expect("no usage").clone();
+        let usage = usages.rfind(|usage| usage.is_object()).expect("no usage").clone();
         let count = |pointer: &str| usage.pointer(pointer).and_then(Value::as_u64);
         let cached =
             count("/prompt_tokens_details/cached_tokens").or_else(|| count("/input_tokens_details/cached_tokens"));
@@ -147,7 +147,8 @@ fn a_cache_that_is_smaller_or_larger_than_said_is_soon_known() {
         let mut random = fastrand::Rng::with_seed(11);
         let mut sums = [(0.0, 0); 2];
         for request in 0..800 {
-            let group = (random.f64() * random.f64() * 60.0) as u64;
+            let most = random.u64(..60);
+            let group = random.u64(..=most);
             let body = json!({
                 "model": "m", "max_tokens": 1, "messages": [
                     {"role": "system", "content": system},

@@ -119,8 +119,9 @@ impl Sessions {
     }
 
     fn next(&mut self) -> Vec<BlockHash> {
-        let skewed = self.random.f64() * self.random.f64() * self.live.len() as f64;
-        let session = &mut self.live[skewed as usize];
+        let most = self.random.usize(..self.live.len());
+        let skewed = self.random.usize(..=most);
+        let session = &mut self.live[skewed];
         if session.len() > 150 {
             session.clone_from(&self.system);
         }
@@ -238,13 +239,13 @@ fn more_than_the_device_holds_is_in_host_memory() {
 
 #[test]
 fn engines_of_other_blocks_and_sizes_come_to_what_they_hold() {
-    for (seed, block, capacity, assumed) in [(1, 1.0, 800, 2000.0), (2, 32.0, 2500, 1000.0), (3, 128.0, 2500, 6000.0)] {
+    for (seed, block, capacity, assumed) in [(1, 1_u16, 800, 2000.0), (2, 32, 2500, 1000.0), (3, 128, 2500, 6000.0)] {
         let (mut engine, mut gateway) = (Engine::new(capacity), Gateway::new(assumed));
-        let _told = gateway.memory.hear(SLOT, Said { block_tokens: Some(block as u32), ..Said::default() }, || 0);
+        let _told = gateway.memory.hear(SLOT, Said { block_tokens: Some(block.into()), ..Said::default() }, || 0);
         let mut sessions = Sessions::new(seed, capacity / 30, 20);
         for turn in 0..3000 {
             let chain = sessions.next();
-            gateway.request(&mut engine, &chain, block);
+            gateway.request(&mut engine, &chain, block.into());
             if turn == 1500 {
                 gateway.ratio();
             }

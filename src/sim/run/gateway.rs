@@ -61,7 +61,7 @@ pub(super) enum Placing {
     /// It goes there, perhaps not at once.
     Placed { slot: ReplicaSlot, placed: Box<Placed>, held: Held },
     /// It is not placed yet.
-    Waits(Placement),
+    Waits(Box<Placement>),
     /// It is refused.
     Refused,
 }
@@ -201,7 +201,7 @@ impl Gateway {
 
     fn decided(&mut self, request: u32, placement: Placement, live: &Live, now: Now) -> Placing {
         if placement.hold().is_some() {
-            return Placing::Waits(placement);
+            return Placing::Waits(Box::new(placement));
         }
         let slot = placement.decision.chosen.slot;
         if let Some(exact) = &mut self.exact {

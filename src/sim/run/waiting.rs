@@ -89,9 +89,9 @@ impl Run<'_> {
         };
         let Some((placement, _)) = live.waiting.take() else { return };
         let placing = if self.now.since(live.arrived) >= self.gateway.wait_max() {
-            self.gateway.give_up(placement)
+            self.gateway.give_up(*placement)
         } else {
-            self.gateway.look_again(request, placement, &live, &self.engines, self.now)
+            self.gateway.look_again(request, *placement, &live, &self.engines, self.now)
         };
         if !matches!(placing, Placing::Waits(_)) {
             let was_first = self.waiting.line.front() == Some(&request);

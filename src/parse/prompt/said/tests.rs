@@ -50,7 +50,7 @@ fn goes_on(api: Api, first: &Value, told: &[u8], next: &Value) {
     assert!(next[expected.len()..].starts_with(b"\xFFuser\xFEt"), "{:?}", String::from_utf8_lossy(&next));
 }
 
-fn delta(delta: Value) -> (&'static str, Value) {
+fn delta(delta: &Value) -> (&'static str, Value) {
     ("", json!({"choices": [{"index": 0, "delta": delta, "finish_reason": null}]}))
 }
 
@@ -67,17 +67,17 @@ fn chats_go_on_with_text_and_calls() {
     let call = |name: &str| json!({"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments.concat()}});
     for (has_text, calls) in [(true, 0), (true, 1), (false, 2)] {
         let text: String = if has_text { WORDS.concat() } else { String::new() };
-        let mut events = vec![delta(json!({"role": "assistant", "content": ""}))];
-        events.extend(WORDS.iter().filter(|_| has_text).map(|word| delta(json!({"content": word}))));
+        let mut events = vec![delta(&json!({"role": "assistant", "content": ""}))];
+        events.extend(WORDS.iter().filter(|_| has_text).map(|word| delta(&json!({"content": word}))));
         // What others of several choices say is nobody's next turn.
         events.push(("", json!({"choices": [{"index": 1, "delta": {"content": "another"}}]})));
         let mut message = json!({"role": "assistant", "content": has_text.then_some(&text), "reasoning_content": null});
         let mut listed = Vec::new();
         for number in 0..calls {
             let head = json!({"index": number, "id": "c1", "function": {"name": "read", "arguments": ""}});
-            events.push(delta(json!({"tool_calls": [head]})));
+            events.push(delta(&json!({"tool_calls": [head]})));
             for piece in arguments {
-                events.push(delta(json!({"tool_calls": [{"index": number, "function": {"arguments": piece}}]})));
+                events.push(delta(&json!({"tool_calls": [{"index": number, "function": {"arguments": piece}}]})));
             }
             listed.push(call("read"));
         }
@@ -95,7 +95,7 @@ fn chats_go_on_with_text_and_calls() {
 
 #[test]
 fn what_was_thought_is_not_followed() {
-    let thought = [delta(json!({"reasoning_content": "hm"})), delta(json!({"content": "text"}))];
+    let thought = [delta(&json!({"reasoning_content": "hm"})), delta(&json!({"content": "text"}))];
     assert!(told_of_stream(Api::ChatCompletions, &thought, 50).is_empty());
     let answer = json!({"choices": [{"message": {"role": "assistant", "content": "text", "reasoning": "hm"}}]});
     assert!(told_of_json(Api::ChatCompletions, &answer).is_empty());
@@ -175,7 +175,7 @@ fn any_text_of_a_chat_goes_on() {
         }
         let first = json!({"messages": [user("hi")]});
         let next = json!({"messages": [user("hi"), {"role": "assistant", "content": text}, user("more")]});
-        let told = told_of_stream(Api::ChatCompletions, &[delta(json!({"content": text}))], usize::from(*size));
+        let told = told_of_stream(Api::ChatCompletions, &[delta(&json!({"content": text}))], usize::from(*size));
         goes_on(Api::ChatCompletions, &first, &told, &next);
     });
 }
