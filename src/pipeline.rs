@@ -80,6 +80,8 @@ pub struct Prompt<'p> {
     pub pool: PoolId,
     /// Its fingerprint.
     pub chain: &'p [BlockHash],
+    /// How it begins, where any replica keeps prompts in slots.
+    pub head: Head,
     /// Its length.
     pub bytes: usize,
     /// Equal for requests that should stay together.
@@ -335,11 +337,11 @@ impl Decider {
         prompt: Prompt<'_>,
         now: Now,
     ) -> Result<Placement, Reject> {
-        let Prompt { api, pool, chain, bytes, affinity_key, output_tokens_max } = prompt;
+        let Prompt { api, pool, chain, head, bytes, affinity_key, output_tokens_max } = prompt;
         self.chain.clear();
         self.chain.extend_from_slice(chain);
         self.transcript.close();
-        let key = Key { affinity_key, session: None, head: Head::default(), wish: Wish::default() };
+        let key = Key { affinity_key, session: None, head, wish: Wish::default() };
         let mut placement = self.place(shared, snapshot, Some(api), pool, key, bytes, now)?;
         placement.stream = true;
         placement.output_tokens_max = output_tokens_max;

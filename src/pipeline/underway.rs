@@ -60,7 +60,7 @@ impl Underway {
         let is_slotted = snapshot.limits(chosen.slot).is_slotted;
         let awaited = await_prefix(shared, snapshot, placement, chain, now);
         let mut announcement = None;
-        if announces(snapshot, placement, chain) {
+        if may_wait(snapshot, chain) && is_worth_waiting_for(snapshot, placement) {
             let claim = match chain.get(held) {
                 _ if is_slotted => Some(Claim::Slot(chain.into())),
                 Some(first) if chain.len() - held >= ANNOUNCED_BLOCKS_MIN => {
@@ -198,11 +198,15 @@ impl Drop for Underway {
     }
 }
 
-/// Whether the prefill of `placement`'s `chain` is announced, and waits for others'.
-fn announces(snapshot: &Snapshot, placement: &Placement, chain: &[BlockHash]) -> bool {
+/// Whether a prefill of `chain` may wait for others', and others for it.
+fn may_wait(snapshot: &Snapshot, chain: &[BlockHash]) -> bool {
+    snapshot.policy.is_priced() && chain.len() >= ANNOUNCED_BLOCKS_MIN
+}
+
+/// Whether it takes long enough for that.
+fn is_worth_waiting_for(snapshot: &Snapshot, placement: &Placement) -> bool {
     let chosen = &placement.decision.chosen;
-    let is_worth_it = chosen.prefill_s >= ANNOUNCED_PREFILL_MIN_S || snapshot.limits(chosen.slot).is_slotted;
-    snapshot.policy.is_priced() && chain.len() >= ANNOUNCED_BLOCKS_MIN && is_worth_it
+    chosen.prefill_s >= ANNOUNCED_PREFILL_MIN_S || snapshot.limits(chosen.slot).is_slotted
 }
 
 /// The prefill under way that `placement`, with its `chain`, has to wait for.
@@ -215,7 +219,7 @@ fn await_prefix(
 ) -> Option<Awaited> {
     let chosen = &placement.decision.chosen;
     let is_slotted = snapshot.limits(chosen.slot).is_slotted;
-    if !announces(snapshot, placement, chain) || is_slotted && chosen.prefix_wait_s <= 0.0 {
+    if !may_wait(snapshot, chain) || is_slotted && chosen.prefix_wait_s <= 0.0 {
         return None;
     }
     let held = if is_slotted { placement.warm_blocks } else { placement.held_blocks };

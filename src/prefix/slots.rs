@@ -21,7 +21,7 @@ mod stay;
 mod tests;
 
 pub use book::{Asked, Loss, Prospect};
-pub use head::Head;
+pub use head::{Head, PIECE_BYTES};
 pub use stay::{Ending, Stay};
 
 use crate::clock::Now;

@@ -65,6 +65,12 @@ pub struct RunResult {
     pub ttft_mape: Option<f64>,
     /// Share of requests whose TTFT was within the predicted p90.
     pub ttft_p90_covered: Option<f64>,
+    /// Of requests placed at a replica that has become slower, from the 201st on: as `ttft_mape`.
+    #[serde(default)]
+    pub slowed_mape: Option<f64>,
+    /// After how many requests placed there the mean error of the next fifty is at most a tenth; all of them if never.
+    #[serde(default)]
+    pub slowed_recovered_after: Option<u64>,
     /// Replicas whose cache holds a hot prefix, before it is hot: the mean over the second half of that time, looked at
     /// once a second, as of the two that follow. The device's memory counts, from nine tenths of the prefix on. Only for
     /// workloads that have hot prefixes.

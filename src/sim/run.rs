@@ -492,6 +492,11 @@ impl<'p> Run<'p> {
         if let Some(placed) = &mut live.placed {
             let (predicted_s, p90_s, real_s) = self.gateway.first(placed, self.now);
             self.measure.predicted(live.arrived, predicted_s, p90_s, real_s);
+            let is_slowed =
+                |slow: Slowdown| slow.replica == live.slot.index() && live.admitted >= Now(0).plus(seconds(slow.at_s));
+            if self.plan.slowdown.is_some_and(is_slowed) {
+                self.measure.predicted_slowed(predicted_s, real_s);
+            }
         }
         self.release_held();
     }

@@ -9,12 +9,14 @@ use parking_lot::Mutex;
 use crate::config::PolicyConfig;
 use crate::sim::batch::{Job, Runner};
 use crate::sim::result::RunResult;
-use crate::sim::run::{Ablation, Beacons, BoundName, Chooser, Plan, run};
+use crate::sim::run::{Ablation, Beacons, BoundName, Chooser, Plan, Slowdown, run};
 use crate::sim::scenario::{Scenario, Split};
 use crate::sim::workload::{Half, Pace, Source, Workload};
 
 /// Beacons of the variant in which they are late.
 const LATE_BEACONS_S: f64 = 1.0;
+/// How many times slower a replica becomes in the variant in which one does.
+const SLOWED_TIMES: f64 = 2.0;
 /// A trace's warm-up is no more than this share of its time.
 const WARM_UP_SHARE_MAX: f64 = 0.2;
 
@@ -51,7 +53,7 @@ impl Runner for Player {
             Split::Test => source.half(Half::Test, job.seed),
             Split::Tuning => source.half(Half::Tuning, job.seed),
         };
-        let (beacons, ablation) = changed(scenario, &job.variant)?;
+        let Changed { beacons, ablation, is_slowed } = changed(scenario, &job.variant)?;
         let (duration_s, warm_up_s) = times(scenario, &workload, job.load);
         let plan = Plan {
             workload: &workload,
@@ -64,7 +66,7 @@ impl Runner for Player {
             warm_up_s,
             network_delay_s: scenario.network_delay_s,
             beacons,
-            slowdown: None,
+            slowdown: is_slowed.then_some(Slowdown { replica: 0, at_s: warm_up_s, times: SLOWED_TIMES }),
             history_period_s: scenario.history_period_s,
         };
         let result = run(&plan);
@@ -92,19 +94,30 @@ fn chooser(policy: &str) -> Result<Chooser, String> {
         .map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }
 
-/// The beacons of a variant, and what is switched off.
-fn changed(scenario: &Scenario, variant: &str) -> Result<(Beacons, Ablation), String> {
+/// What a variant changes.
+#[derive(Clone, Copy, Debug)]
+struct Changed {
+    beacons: Beacons,
+    ablation: Ablation,
+    /// One replica becomes slower when the warm-up is over.
+    is_slowed: bool,
+}
+
+fn changed(scenario: &Scenario, variant: &str) -> Result<Changed, String> {
     let beacons =
         Beacons { period_s: scenario.beacon_period_s, delay_s: scenario.beacon_delay_s, loss: scenario.beacon_loss };
+    let plain = Changed { beacons, ablation: Ablation::None, is_slowed: false };
     match variant {
-        "" => Ok((beacons, Ablation::None)),
-        "index_off" => Ok((beacons, Ablation::IndexOff)),
-        "learning_off" => Ok((beacons, Ablation::LearningOff)),
-        "precise" => Ok((beacons, Ablation::Precise)),
-        "beacons_1s" => Ok((Beacons { delay_s: LATE_BEACONS_S, ..beacons }, Ablation::None)),
-        "beacons_lost" => Ok((Beacons { loss: 1.0, ..beacons }, Ablation::None)),
+        "" => Ok(plain),
+        "index_off" => Ok(Changed { ablation: Ablation::IndexOff, ..plain }),
+        "learning_off" => Ok(Changed { ablation: Ablation::LearningOff, ..plain }),
+        "precise" => Ok(Changed { ablation: Ablation::Precise, ..plain }),
+        "beacons_1s" => Ok(Changed { beacons: Beacons { delay_s: LATE_BEACONS_S, ..beacons }, ..plain }),
+        "beacons_lost" => Ok(Changed { beacons: Beacons { loss: 1.0, ..beacons }, ..plain }),
+        "slowed" => Ok(Changed { is_slowed: true, ..plain }),
         _ => Err(format!(
-            "no variant is named `{variant}`; there are: index_off, learning_off, precise, beacons_1s, beacons_lost"
+            "no variant is named `{variant}`; there are: index_off, learning_off, precise, beacons_1s, beacons_lost, \
+             slowed"
         )),
     }
 }

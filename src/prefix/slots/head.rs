@@ -5,7 +5,7 @@ use crate::prefix::BLOCK_BYTES;
 use crate::prefix::hash::PrefixHasher;
 
 /// Bytes that one hash stands for, with all before them.
-const PIECE_BYTES: usize = 16;
+pub const PIECE_BYTES: usize = 16;
 const PIECES: usize = BLOCK_BYTES / PIECE_BYTES;
 
 /// Hashes of the first block's pieces, as far as there are any.
@@ -26,6 +26,17 @@ impl Head {
         for (kept, piece) in head.pieces.iter_mut().zip(pieces) {
             last = hasher.root(&[b"piece", &last.to_le_bytes(), piece]);
             *kept = last as u32;
+            head.count += 1;
+        }
+        head
+    }
+
+    /// One of a prompt whose pieces are hashed already: each hash stands for all of the prompt until there.
+    #[must_use]
+    pub fn of_pieces(hashes: impl IntoIterator<Item = u32>) -> Self {
+        let mut head = Self::default();
+        for (kept, hash) in head.pieces.iter_mut().zip(hashes) {
+            *kept = hash;
             head.count += 1;
         }
         head

@@ -103,7 +103,7 @@ macro_rules! metric {
 }
 
 /// All figures, in the order in which they are shown.
-pub static METRICS: [Metric; 25] = [
+pub static METRICS: [Metric; 27] = [
     metric!(hit_rate, "prompt tokens found in cache", "hit", Share, Higher, |run| Some(run.hit_rate)),
     metric!(regenerated_share, "engine time regenerating KV", "regen", Share, Lower, |run| Some(run.regenerated_share)),
     metric!(
@@ -169,6 +169,12 @@ pub static METRICS: [Metric; 25] = [
     metric!(ttft_mape, "error of the predicted TTFT (MAPE)", "MAPE", Share, Lower, |run| run.ttft_mape),
     metric!(ttft_p90_covered, "requests within the predicted p90", "p90 covers", Share, Neither, |run| {
         run.ttft_p90_covered
+    }),
+    metric!(slowed_mape, "MAPE at a slower replica, from its 201st request", "slowed MAPE", Share, Lower, |run| {
+        run.slowed_mape
+    }),
+    metric!(slowed_recovered_after, "requests until a slower replica is predicted", "recovered", Count, Lower, |run| {
+        run.slowed_recovered_after.map(|requests| requests as f64)
     }),
     metric!(holders_before, "replicas that hold a prefix before it is hot", "holders before", Count, Neither, |run| {
         run.holders_before

@@ -21,6 +21,7 @@ use crate::pipeline::{Answered, Decider, Placement, PoolTraits, Prompt, Shared, 
 use crate::prefix::BLOCK_BYTES;
 use crate::prefix::memory::Said as CacheSaid;
 use crate::prefix::pending::Awaited;
+use crate::prefix::slots::{Head, PIECE_BYTES};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,8 @@ const MODEL: &str = "m";
 const BYTES_PER_TOKEN: usize = 4;
 /// Tokens of a block of the fingerprint.
 #[expect(clippy::cast_possible_truncation, reason = "a few dozen")]
+/// And of a piece of its head.
+const PIECE_TOKENS: u32 = (PIECE_BYTES / BYTES_PER_TOKEN) as u32;
 const BLOCK_TOKENS: u32 = (BLOCK_BYTES / BYTES_PER_TOKEN) as u32;
 /// Memory of the prefix index for each block that the fleet can hold, bytes, with room to spare.
 const INDEX_BYTES_PER_BLOCK: u64 = 128;
@@ -157,6 +160,7 @@ impl Gateway {
             api: Api::ChatCompletions,
             pool: PoolId(0),
             chain,
+            head: head(&live.prompt),
             bytes: live.prompt_tokens as usize * BYTES_PER_TOKEN,
             affinity_key: live.asked.session.unwrap_or(first),
             output_tokens_max: None,
@@ -367,6 +371,24 @@ fn said(engines: &[EngineModel]) -> HashMap<String, Discovered> {
 fn blocks(engine: &EngineModel) -> Option<(u32, u32)> {
     let blocks = engine.kv_tokens / u64::from(engine.block_tokens.max(1));
     (engine.kind == Kind::Blocks).then(|| (engine.block_tokens, u32::try_from(blocks).unwrap_or(u32::MAX)))
+}
+
+/// How a prompt begins.
+#[expect(clippy::cast_possible_truncation, reason = "half of a hash tells one of a few heads apart")]
+fn head(prompt: &[Segment]) -> Head {
+    let mut end = 0;
+    let ends = prompt.iter().map(|segment| {
+        end += segment.tokens;
+        (segment.id, end)
+    });
+    let mut ends = ends.peekable();
+    let mut piece = 0;
+    let pieces = std::iter::from_fn(|| {
+        piece += 1;
+        while ends.next_if(|(_, end)| *end < piece * PIECE_TOKENS).is_some() {}
+        ends.peek().map(|(id, _)| mix(id ^ mix(u64::from(piece))) as u32)
+    });
+    Head::of_pieces(pieces)
 }
 
 /// The fingerprint of a prompt: a hash for each whole block, which stands for all before it, as segments do.

@@ -6,6 +6,12 @@ use super::clients::Asked;
 use super::{Chooser, Plan};
 use crate::clock::Now;
 
+/// Requests after which predictions for a replica that has become slower should be right again.
+const SLOWED_REQUESTS: usize = 200;
+/// They are right again when so many have this error in the mean.
+const RECOVERED_OVER: usize = 50;
+const GOOD_ERROR: f64 = 0.1;
+
 /// Samples of one class.
 #[derive(Debug, Default)]
 struct Samples {
@@ -36,6 +42,8 @@ pub(super) struct Measure {
     error_sum: f64,
     errors: u64,
     covered: u64,
+    /// The same errors of requests that were placed at a replica after it had become slower.
+    slowed_errors: Vec<f32>,
     /// What engines had done by the beginning and the end of the measured time.
     work: [Vec<Work>; 2],
 }
@@ -62,6 +70,7 @@ impl Measure {
             error_sum: 0.0,
             errors: 0,
             covered: 0,
+            slowed_errors: Vec::new(),
             work: [Vec::new(), Vec::new()],
         }
     }
@@ -117,6 +126,13 @@ impl Measure {
             self.errors += 1;
             self.error_sum += (predicted_s / real_s - 1.0).abs();
             self.covered += u64::from(p90_s.is_some_and(|p90_s| real_s <= p90_s));
+        }
+    }
+
+    /// As [`Self::predicted`], of a request that was placed at a replica after it had become slower.
+    pub(super) fn predicted_slowed(&mut self, predicted_s: f64, real_s: f64) {
+        if real_s > 0.0 {
+            self.slowed_errors.push(narrow((predicted_s / real_s - 1.0).abs()));
         }
     }
 
@@ -213,6 +229,8 @@ impl Measure {
             preemptions: work.iter().map(|work| work.preemptions).sum(),
             ttft_mape: (self.errors > 0).then(|| self.error_sum / self.errors as f64),
             ttft_p90_covered: (self.covered > 0).then(|| self.covered as f64 / self.errors as f64),
+            slowed_mape: mean(self.slowed_errors.get(SLOWED_REQUESTS..).unwrap_or_default()),
+            slowed_recovered_after: recovered_after(&self.slowed_errors),
             classes: self.class_results(plan),
             ..RunResult::default()
         }
@@ -261,6 +279,19 @@ fn quantiles(samples: &mut [f32]) -> Quantiles {
     Quantiles { p50: at(0.5), p90: at(0.9), p95: at(0.95), p99: at(0.99), mean }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+fn mean(values: &[f32]) -> Option<f64> {
+    let sum: f64 = values.iter().copied().map(f64::from).sum();
+    (!values.is_empty()).then(|| sum / values.len() as f64)
+}
+
+/// After how many requests the mean of the next few errors is what it should be; all, where it never is.
+fn recovered_after(errors: &[f32]) -> Option<u64> {
+    let is_good = |window: &[f32]| mean(window).is_some_and(|error| error <= GOOD_ERROR);
+    let after = errors.windows(RECOVERED_OVER).position(is_good).unwrap_or(errors.len());
+    u64::try_from(after).ok().filter(|_| errors.len() >= RECOVERED_OVER)
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "times of 7 digits")]
 const fn narrow(seconds: f64) -> f32 {
     seconds as f32
@@ -269,6 +300,15 @@ const fn narrow(seconds: f64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn predictions_have_recovered_when_many_in_a_row_are_right() {
+        let errors: Vec<f32> = (0..80).map(|place| if place < 30 { 0.5 } else { 0.05 }).collect();
+        // Of the fifty from the 25th on, five are off by a half: 0.095 in the mean.
+        assert_eq!(recovered_after(&errors), Some(25));
+        assert_eq!(recovered_after(&[0.5; 70]), Some(70));
+        assert_eq!(recovered_after(&[0.01; 49]), None);
+    }
 
     #[test]
     fn quantiles_are_samples() {
