@@ -5,8 +5,9 @@
 //! anything, and goes when a replica has the time, wherever that is then. Requests that find their prompt warm do not wait,
 //! and so do not stand in line.
 //!
-//! Only the first of a line looks for a replica, when it is called (something was freed) and now and then (time alone makes
-//! caches colder): however many wait, the cost is that of one.
+//! Only the first few of a line look for a replica, when they are called (something was freed) and now and then (time alone
+//! makes caches colder): however many wait, the cost is that of a few. A few and not one, for the first may want a replica
+//! that is busy for long, while others would take those that are not.
 
 use crate::id::PoolId;
 use parking_lot::Mutex;
@@ -17,6 +18,9 @@ use tokio::sync::Notify;
 
 /// Pools with a line of their own; of more, several share one.
 const LINES: usize = 64;
+
+/// So many of a line look for a replica.
+pub const LOOKING: usize = 8;
 
 /// One pool's line.
 #[derive(Debug, Default)]
@@ -64,6 +68,13 @@ impl WaitingRoom {
         self.len(pool) == 0
     }
 
+    /// True when so few wait for a replica of `pool` that one more may look at once.
+    #[inline]
+    #[must_use]
+    pub fn is_short(&self, pool: PoolId) -> bool {
+        self.len(pool) < LOOKING
+    }
+
     /// Stands in line for a replica of `pool`, behind all that do; `None` when `most` do already.
     #[must_use]
     pub fn join(self: &Arc<Self>, pool: PoolId, most: usize) -> Option<Ticket> {
@@ -79,25 +90,23 @@ impl WaitingRoom {
         Some(Ticket { room: Arc::clone(self), pool, own })
     }
 
-    /// A replica of `pool` has less to do: the first in line looks at once.
+    /// A replica of `pool` has less to do: the first in line look at once.
     #[inline]
     pub fn call(&self, pool: PoolId) {
-        if !self.is_empty(pool)
-            && let Some(first) = self.line(pool).queue.lock().front()
-        {
-            first.notify_one();
+        if !self.is_empty(pool) {
+            self.line(pool).queue.lock().iter().take(LOOKING).for_each(|one| one.notify_one());
         }
     }
 }
 
 impl Ticket {
-    /// Nobody is before it.
+    /// It is one of the first.
     #[must_use]
-    pub fn is_first(&self) -> bool {
-        self.room.line(self.pool).queue.lock().front().is_some_and(|first| Arc::ptr_eq(first, &self.own))
+    pub fn looks(&self) -> bool {
+        self.room.line(self.pool).queue.lock().iter().take(LOOKING).any(|one| Arc::ptr_eq(one, &self.own))
     }
 
-    /// Resolves when it is the first and something was freed, or when it becomes the first.
+    /// Resolves when it is one of the first and something was freed, or when it becomes one.
     pub async fn called(&self) {
         self.own.notified().await;
     }
@@ -110,8 +119,8 @@ impl Drop for Ticket {
         let Some(place) = queue.iter().position(|one| Arc::ptr_eq(one, &self.own)) else { return };
         let _own = queue.remove(place);
         line.len.store(queue.len(), Relaxed);
-        if place == 0
-            && let Some(next) = queue.front()
+        if place < LOOKING
+            && let Some(next) = queue.get(LOOKING - 1)
         {
             next.notify_one();
         }
@@ -136,21 +145,24 @@ mod tests {
     const POOL: PoolId = PoolId(3);
 
     #[test]
-    fn the_first_is_called_and_whoever_is_first_after_it() {
+    fn the_first_are_called_and_whoever_is_one_of_them_after_one_has_left() {
         let room = Arc::new(WaitingRoom::default());
-        let mut tickets: Vec<Ticket> = (0..3).filter_map(|_| room.join(POOL, 3)).collect();
-        assert_eq!((tickets.len(), room.len(POOL)), (3, 3));
-        assert!(room.join(POOL, 3).is_none(), "the line is full");
-        assert!(room.join(PoolId(4), 3).is_some_and(|other| other.is_first()), "another pool's line");
+        let most = LOOKING + 2;
+        let mut tickets: Vec<Ticket> = (0..most).filter_map(|_| room.join(POOL, most)).collect();
+        assert_eq!((tickets.len(), room.len(POOL), room.is_short(POOL)), (most, most, false));
+        assert!(room.join(POOL, most).is_none(), "the line is full");
+        assert!(room.join(PoolId(4), 3).is_some_and(|other| other.looks()), "another pool's line");
         assert!(!is_ready(tickets[0].called()));
         room.call(POOL);
-        assert!(is_ready(tickets[0].called()) && !is_ready(tickets[1].called()));
-        drop(tickets.remove(1));
-        assert!(!is_ready(tickets[1].called()), "the first is still there");
-        drop(tickets.remove(0));
-        assert!(tickets[0].is_first() && is_ready(tickets[0].called()));
+        let called: Vec<bool> = tickets.iter().map(|ticket| is_ready(ticket.called())).collect();
+        let looking: Vec<bool> = tickets.iter().map(Ticket::looks).collect();
+        assert_eq!((&called, called.iter().filter(|is| **is).count()), (&looking, LOOKING));
+        drop(tickets.remove(LOOKING));
+        assert!(!is_ready(tickets[LOOKING].called()), "those before it are all there");
+        drop(tickets.remove(3));
+        assert!(tickets[LOOKING - 1].looks() && is_ready(tickets[LOOKING - 1].called()));
         tickets.clear();
-        assert!(room.is_empty(POOL));
+        assert!(room.is_empty(POOL) && room.is_short(POOL));
         room.call(POOL);
     }
 

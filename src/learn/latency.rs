@@ -82,7 +82,7 @@ impl<const N: usize, const B: usize> Times<N, B> {
         let ratio = seconds / (self.fit.expects(&seen) + offset_s).max(self.least_s);
         let is_plain = is_fitted && (is_plain || self.passed_over >= FOLLOWED_MAX);
         self.passed_over = if is_plain { 0 } else { self.passed_over.saturating_add(u32::from(is_fitted)) };
-        let has_changed = is_plain && self.drift.learn((ratio / band.p50()).ln(), band.spread());
+        let has_changed = is_plain && self.drift.learn((ratio / band.p50()).ln());
         let (kept, haste) = if self.drift.is_recent() { (KEPT_IN_HURRY, HASTE) } else { (KEPT, 1.0) };
         // A fit that is still finding its place says nothing of what surrounds it.
         if self.fit.samples() >= SAMPLES_TO_SETTLE {
@@ -152,6 +152,7 @@ pub(super) struct Latency {
     travel_s: f64,
     travels: u32,
     step: Recursive<STEP_TERMS>,
+    step_drift: Drift,
 }
 
 impl Latency {
@@ -168,6 +169,7 @@ impl Latency {
             travel_s: 0.0,
             travels: 0,
             step: Recursive::new([decode, 0.0, CONTEXT_AT_FIRST], [some; STEP_TERMS], RESIDUAL_LEAST),
+            step_drift: Drift::default(),
         }
     }
 
@@ -249,11 +251,22 @@ impl Latency {
         };
     }
 
-    /// Learns what a step takes.
-    pub(super) fn learn_step(&mut self, step: &Step) {
+    /// Learns what a step takes. Steps vary less than anything else: where they are not what they were, the engine is not,
+    /// and all that is known of it is to be learned anew. True when that is certain now.
+    pub(super) fn learn_step(&mut self, step: &Step) -> bool {
         let seconds = f64::from(step.seconds).max(TPOT_LEAST_S);
         let x = [1.0, f64::from(step.answers) / REQUESTS, f64::from(step.tokens) / CONTEXT];
-        self.step.learn(&x.map(|feature| feature / seconds), 1.0, KEPT, false);
+        let is_settled = self.step.samples() >= SAMPLES_TO_SETTLE;
+        let residual = (seconds / self.step.expects(&x).max(TPOT_LEAST_S)).ln();
+        let has_changed = is_settled && self.step_drift.learn(residual);
+        if has_changed {
+            self.ttft.drift.note();
+            self.tpot.drift.note();
+        }
+        let is_news = self.step_drift.is_recent();
+        let kept = if is_news { KEPT_IN_HURRY } else { KEPT };
+        self.step.learn(&x.map(|feature| feature / seconds), 1.0, kept, is_news);
+        has_changed
     }
 
     /// The coefficients, in the units that predictions use.
@@ -530,12 +543,12 @@ impl LatencyCell {
         Some((expected_s, has_changed))
     }
 
-    /// Learns what a step takes, if no other shard is at it.
-    pub(super) fn learn_step(&self, step: &Step) {
-        if let Some(mut latency) = self.latency.try_lock() {
-            latency.learn_step(step);
-            self.publish(&latency);
-        }
+    /// Learns what a step takes, if no other shard is at it. True when it makes it certain that something has changed.
+    pub(super) fn learn_step(&self, step: &Step) -> bool {
+        let Some(mut latency) = self.latency.try_lock() else { return false };
+        let has_changed = latency.learn_step(step);
+        self.publish(&latency);
+        has_changed
     }
 
     /// One of its replicas is no longer what was learned of it.

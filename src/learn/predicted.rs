@@ -14,7 +14,7 @@ const TOGETHER_ABOVE: f32 = 0.95;
 /// And only where that is worth it: where its pool's errors are larger by this much.
 const APART_GAIN: f32 = 0.02;
 /// Share of a sample in the mean errors.
-const ERROR_STEP: f32 = 0.04;
+const ERROR_STEP: f32 = 0.06;
 /// Output tokens from which on the time between them says something.
 const OUTPUT_TOKENS_MIN: u64 = 8;
 
@@ -116,9 +116,14 @@ impl LearnedRates {
     /// Learns from a step of `slot` that only decoded.
     pub fn learn_step(&self, slot: ReplicaSlot, step: &Step) {
         let Some(own) = self.replicas.get(slot.index()) else { return };
-        own.latency.learn_step(step);
-        if let Some(pool) = self.pool(slot).filter(|_| !own.is_apart.load(Relaxed)) {
-            pool.latency.learn_step(step);
+        let has_changed = own.latency.learn_step(step);
+        if let Some(pool) = self.pool(slot) {
+            if has_changed {
+                pool.latency.note_drift();
+            }
+            if !own.is_apart.load(Relaxed) {
+                pool.latency.learn_step(step);
+            }
         }
     }
 

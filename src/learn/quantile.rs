@@ -61,11 +61,6 @@ impl Quantiles {
         self.p90.max(self.p50)
     }
 
-    /// Mean deviation of the ratio's logarithm from its median.
-    pub(super) const fn spread(&self) -> f64 {
-        self.spread
-    }
-
     /// Learns one ratio; `haste` above 1 takes larger steps. `was_above` says whether the time was above the ninetieth
     /// percentile that was predicted, where one was: what has been learned since then is not to help.
     pub(super) fn learn(&mut self, ratio: f64, was_above: Option<bool>, haste: f64) {
@@ -167,7 +162,7 @@ mod tests {
                 quantiles.learn(*ratio, Some(*ratio > 2.0), if haste.is_finite() { haste.abs() } else { 1.0 });
                 quantiles.learn(ratio.abs(), None, 1.0);
                 assert!(RATIO.contains(&quantiles.p50()) && RATIO.contains(&quantiles.p90()));
-                assert!(quantiles.spread().is_finite() && quantiles.spread() >= 0.0);
+                assert!(quantiles.spread.is_finite() && quantiles.spread >= 0.0);
             }
         });
     }

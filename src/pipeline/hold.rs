@@ -7,7 +7,7 @@ use crate::policy::{Turn, View};
 use crate::reject::Reject;
 use std::time::Duration;
 
-/// The first in line looks for a replica so often, whatever happens: as time goes by, caches grow colder.
+/// The first in line look for a replica so often, whatever happens: as time goes by, caches grow colder.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why a request is not placed yet.
@@ -39,8 +39,8 @@ pub(super) fn in_line(known: Known<'_>, view: &View, place: usize, placement: &P
 /// Whose turn it is to be placed.
 pub(super) fn turn(shared: &Shared, placement: &Placement) -> Turn {
     let is_own = match &placement.ticket {
-        Some(ticket) => ticket.is_first(),
-        None => shared.room.is_empty(placement.decision.pool),
+        Some(ticket) => ticket.looks(),
+        None => shared.room.is_short(placement.decision.pool),
     };
     if is_own { Turn::Own } else { Turn::Others }
 }

@@ -288,8 +288,9 @@ fn mean(values: &[f32]) -> Option<f64> {
 /// After how many requests the mean of the next few errors is what it should be; all, where it never is.
 fn recovered_after(errors: &[f32]) -> Option<u64> {
     let is_good = |window: &[f32]| mean(window).is_some_and(|error| error <= GOOD_ERROR);
-    let after = errors.windows(RECOVERED_OVER).position(is_good).unwrap_or(errors.len());
-    u64::try_from(after).ok().filter(|_| errors.len() >= RECOVERED_OVER)
+    let over = RECOVERED_OVER.min(errors.len());
+    let after = if over > 0 { errors.windows(over).position(is_good).unwrap_or(errors.len()) } else { return None };
+    u64::try_from(after).ok()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "times of 7 digits")]
@@ -307,7 +308,7 @@ mod tests {
         // Of the fifty from the 25th on, five are off by a half: 0.095 in the mean.
         assert_eq!(recovered_after(&errors), Some(25));
         assert_eq!(recovered_after(&[0.5; 70]), Some(70));
-        assert_eq!(recovered_after(&[0.01; 49]), None);
+        assert_eq!((recovered_after(&[0.01; 9]), recovered_after(&[])), (Some(0), None));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::gateway::{Held, Placing};
 use super::{Event, Live, Run};
+use crate::admission::LOOKING;
 use crate::clock::Now;
 use crate::pipeline::Hold;
 use std::collections::VecDeque;
@@ -64,12 +65,8 @@ impl Run<'_> {
         for request in self.waiting.slots.clone() {
             self.look(request);
         }
-        while let Some(&first) = self.waiting.line.front() {
-            self.look(first);
-            if self.waiting.line.front() == Some(&first) {
-                return;
-            }
-        }
+        let first: Vec<u32> = self.waiting.line.iter().take(LOOKING).copied().collect();
+        first.into_iter().for_each(|request| self.look(request));
     }
 
     /// It is time for a request to look again, if it still waits and has not looked since.
@@ -94,11 +91,11 @@ impl Run<'_> {
             self.gateway.look_again(request, *placement, &live, &self.engines, self.now)
         };
         if !matches!(placing, Placing::Waits(_)) {
-            let was_first = self.waiting.line.front() == Some(&request);
+            let was_looking = self.waiting.line.iter().take(LOOKING).any(|other| *other == request);
             self.waiting.line.retain(|other| *other != request);
             self.waiting.slots.retain(|other| *other != request);
-            // Whoever is first now is called.
-            if was_first && let Some(&next) = self.waiting.line.front() {
+            // Whoever is one of the first now is called.
+            if was_looking && let Some(&next) = self.waiting.line.get(LOOKING - 1) {
                 self.call(next);
             }
         }
