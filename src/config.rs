@@ -324,7 +324,7 @@ pub struct PolicyConfig {
     pub prefill_tokens_per_s: f64,
     /// `price`: value of a second of prefill not repeated, beside the wait it saves. Default 2.
     pub reuse_bonus: f64,
-    /// `price`: what a second counts that computing again will take what a prompt pushes out. Default 2.
+    /// `price`: what a second counts that computing again will take what a prompt pushes out. Default 4.
     pub eviction_weight: f64,
     /// `price`: what a second counts by which each answer under way is held up. Default 0.2.
     pub decode_weight: f64,
@@ -362,7 +362,7 @@ impl Default for PolicyConfig {
             weights: Weights::default(),
             prefill_tokens_per_s: 8_000.0,
             reuse_bonus: 2.0,
-            eviction_weight: 2.0,
+            eviction_weight: 4.0,
             decode_weight: 0.2,
             answer_weight: 0.0,
             wait: true,

@@ -254,7 +254,7 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
     fn placed(&self, _view: &View, _place: usize) {}
 
     /// True when a request that was picked `place` should rather wait at the gateway for now.
-    fn waits(&self, _view: &View, _place: usize) -> bool {
+    fn waits(&self, _view: &View, _place: usize, _ahead_s: f32) -> bool {
         false
     }
 

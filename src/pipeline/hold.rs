@@ -30,7 +30,7 @@ pub enum Hold {
 /// that are waited for.
 pub(super) fn in_line(known: Known<'_>, view: &View, place: usize, placement: &Placement) -> Option<Hold> {
     let is_slotted = known.snapshot.limits(view.slots[place]).is_slotted;
-    if placement.attempts > 1 || is_slotted || !known.snapshot.policy.waits(view, place) {
+    if placement.attempts > 1 || is_slotted || !known.snapshot.policy.waits(view, place, placement.features.ahead_s) {
         return None;
     }
     Some(Hold::Line { again: (view.turn == Turn::Own).then(|| known.now.plus(LOOK_AGAIN)) })

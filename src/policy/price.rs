@@ -106,13 +106,12 @@ impl Policy for Price {
         }
     }
 
-    fn waits(&self, view: &View, place: usize) -> bool {
+    fn waits(&self, view: &View, place: usize, ahead_s: f32) -> bool {
         let (uncached, warm) = (view.uncached_tokens(place), view.warm_tokens[place]);
         if !self.may_wait || view.latency.prefill_s(place, uncached, warm) < WAIT_PREFILL_LEAST_S {
             return false;
         }
         let needed = view.pushed_out.share(place, uncached);
-        let ahead_s = view.latency.ahead_s(place);
         let is_busy = view.turn == Turn::Others || ahead_s > BUSY_LEAST_S;
         ahead_s > BUSY_MOST_S || needed > self.limit() || is_busy && needed > NEEDED_LEAST
     }

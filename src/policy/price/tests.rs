@@ -160,7 +160,7 @@ fn waits(config: &PolicyConfig, (ahead_s, needed, turn): (f32, f32, Turn)) -> bo
     let mut view = view(&[(1.0, ahead_s, 0.0)]);
     pushes_out(&mut view, 0, needed);
     view.turn = turn;
-    Price::new(config).waits(&view, 0)
+    Price::new(config).waits(&view, 0, ahead_s)
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn who_would_push_out_what_is_needed_waits_while_engines_are_busy_and_no_longer(
     assert!(!waits(&PolicyConfig { wait: false, ..config }, (2.0, 1.0, Turn::Others)));
     let mut warm = view(&[(1.0, 3.0, 1500.0)]);
     pushes_out(&mut warm, 0, 1.0);
-    assert!(!Price::new(&PolicyConfig::default()).waits(&warm, 0), "it is short");
+    assert!(!Price::new(&PolicyConfig::default()).waits(&warm, 0, 3.0), "it is short");
 }
 
 #[test]
