@@ -117,9 +117,13 @@ impl Gateway {
         };
         #[expect(clippy::expect_used, reason = "without memory there is nothing to simulate")]
         let shared = Shared::new(&sizes).expect("memory for the index");
+        // They join first, and are asked then.
+        let mut registry = Registry::new(slots);
+        let mut join = |known: &HashMap<_, _>| registry.rebuild(&config.replicas, &[], known, |_| true);
         #[expect(clippy::expect_used, reason = "the fleet was made to fit")]
-        let (fleet, change) =
-            Registry::new(slots).rebuild(&config.replicas, &[], &said(&plan.engines), |_| true).expect("a small fleet");
+        let (_, change) = join(&HashMap::new()).expect("a small fleet");
+        #[expect(clippy::expect_used, reason = "the fleet was made to fit")]
+        let (fleet, _) = join(&said(&plan.engines)).expect("a small fleet");
         let mut decider = Decider::new(&config, slots, 0, 1, plan.seed);
         let (mut publishers, inboxes) = rings(1, 1, REPORTS_MAX);
         inboxes.into_iter().for_each(|inbox| decider.attach(inbox));
