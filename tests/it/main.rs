@@ -33,3 +33,4 @@ mod streaming;
 mod support;
 mod tidy;
 mod upstream;
+mod waiting;

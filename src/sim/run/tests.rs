@@ -209,3 +209,19 @@ fn what_cannot_run_is_rejected() {
     let result = run(&plan(&workload, named("price"), 1));
     assert!(result.rejected > 0 && result.rejected + result.completed == result.requests, "{result:?}");
 }
+
+#[test]
+fn requests_wait_at_the_gateway_when_there_is_too_much_to_do_and_none_is_lost() {
+    let workload = conversations(400, 12);
+    let overloaded = |spec: &str| {
+        let chooser = Chooser::Policy(PolicyConfig::from_spec(spec).unwrap());
+        let engines = vec![EngineModel::by_name("llama-3.1-70b").unwrap(); 4];
+        run(&Plan { load: 60.0, engines, ..plan(&workload, chooser, 5) })
+    };
+    let (waiting, at_once) = (overloaded("price"), overloaded("price(wait=false)"));
+    assert!(waiting.admission_wait_mean_s > 0.1, "{waiting:?}");
+    assert!(at_once.admission_wait_mean_s <= 0.0, "{at_once:?}");
+    assert_eq!(waiting.rejected, 0);
+    assert!(waiting.ttft_p90_s < at_once.ttft_p90_s, "{waiting:?}\n{at_once:?}");
+    assert!(waiting.output_tokens_per_s > 0.95 * at_once.output_tokens_per_s, "{waiting:?}\n{at_once:?}");
+}

@@ -73,3 +73,32 @@ fn a_trail_says_how_long_ago_each_part_was_used() {
     index.forget(slot(1));
     assert!(index.record_with_trail(slot(1), &longer).is_empty(), "another engine's past says nothing");
 }
+
+#[test]
+fn what_new_blocks_push_out_is_what_was_used_longest_ago_and_is_not_in_use() {
+    let index = PrefixIndex::new(MEMORY, 4).unwrap();
+    index.set_capacity(slot(1), 400);
+    let again = |idle_ms: u32| if idle_ms > 5_000 { 0.25 } else { 1.0 };
+    let pushed_out = || index.pushed_out(slot(1), &[100.0, 200.0, 400.0], again);
+    assert!(pushed_out().iter().all(|share| *share <= 0.0), "there is room");
+    let at = |seconds: u64| index.set_now(Now(seconds * 1_000_000_000));
+    at(10);
+    index.record(slot(1), &chain(1, 100));
+    at(18);
+    (2..4).for_each(|seed| index.record(slot(1), &chain(seed, 100)));
+    at(20);
+    // There is room for a hundred, then go those idle for ten seconds, then the others.
+    let near = |found: [f32; 3], wanted: [f32; 3]| {
+        assert!(found.iter().zip(wanted).all(|(found, wanted)| (found - wanted).abs() < 0.03), "{found:?}");
+    };
+    near(pushed_out(), [0.0, 0.125, 225.0 / 400.0]);
+    // A request under way holds on to the oldest: the others go before it.
+    let _trail = index.record_with_trail(slot(1), &chain(1, 100));
+    let clock = index.clock(slot(1));
+    index.hold(slot(1), clock);
+    near(pushed_out(), [0.0, 0.5, 0.5]);
+    index.release(slot(1), clock);
+    near(pushed_out(), [0.0, 0.5, 0.75]);
+    let nobody = index.pushed_out(slot(99), &[100.0], again);
+    assert!(nobody[0] <= 0.0);
+}
