@@ -2,12 +2,12 @@
 //!
 //! A policy may have a request wait ([`crate::policy::Policy::waits`]): where all caches are full of what will be needed
 //! again and engines have enough to do, what is sent now only pushes out and queues. In the line it costs no engine
-//! anything, and goes when a replica has the time, wherever that is then. Requests that find their prompt warm do not wait,
-//! and so do not stand in line.
+//! anything, and goes when a replica has the time, wherever that is then. Requests that find their prompt warm do not
+//! wait, and so do not stand in line.
 //!
-//! Only the first few of a line look for a replica, when they are called (something was freed) and now and then (time alone
-//! makes caches colder): however many wait, the cost is that of a few. A few and not one, for the first may want a replica
-//! that is busy for long, while others would take those that are not.
+//! Only the first few of a line look for a replica, when they are called (something was freed) and now and then (time
+//! alone makes caches colder): however many wait, the cost is that of a few. A few and not one, for the first may want a
+//! replica that is busy for long, while others would take those that are not.
 
 use crate::id::PoolId;
 use parking_lot::Mutex;

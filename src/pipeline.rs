@@ -8,7 +8,8 @@
 //! steady state no allocation. Each step takes what the step before produced: a body becomes a [`Request`], that a
 //! fingerprint, that a view of the pool's replicas with their warm depth, that a [`Placement`]. The edge forwards it
 //! ([`Underway`] counts it while it is at its replica) and calls back: [`Decider::place_again`] to try elsewhere,
-//! [`Placement::go_on`] with what the answer says, [`Shared::confirm`] or [`Shared::retract`] once the outcome is known, and [`Shared::learn`] with what the answer taught.
+//! [`Placement::go_on`] with what the answer says, [`Shared::confirm`] or [`Shared::retract`] once the outcome is known,
+//! and [`Shared::learn`] with what the answer taught.
 
 mod candidates;
 mod choice;

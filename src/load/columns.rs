@@ -1,8 +1,8 @@
 //! What one shard last heard of each replica's load: columns by slot, folded from reports, each cell with its age.
 //!
 //! A report counts the requests of every gateway. Less the most that this one has had in flight there since it was made
-//! ([`LoadColumns::most_since`]), it is the load of the others ([`Elsewhere`]); the gateway's own is added as it is now, exact at any moment, so a request placed a
-//! microsecond ago is neither missed nor counted twice.
+//! ([`LoadColumns::most_since`]), it is the load of the others ([`Elsewhere`]); the gateway's own is added as it is now,
+//! exact at any moment, so a request placed a microsecond ago is neither missed nor counted twice.
 //!
 //! - *Age.* A report is fresh for three periods: two may be lost and nothing changes. Over the next three its weight
 //!   falls to nothing, and then the replica is stale: priced by what the gateway itself has in flight there. The fall is
@@ -25,8 +25,8 @@ const FADING_PERIODS: u32 = 3;
 const FADING_STEPS: u32 = 4;
 /// Periods are taken to lie between these, whatever is said.
 const PERIOD_US: std::ops::RangeInclusive<u32> = 1_000..=60_000_000;
-/// Reports in a row in which requests waited and no more ran than before: only then an engine is held to run no more. In one
-/// report some always wait, for the step under way to end.
+/// Reports in a row in which requests waited and no more ran than before: only then an engine is held to run no more. In
+/// one report some always wait, for the step under way to end.
 const STUCK_REPORTS: u8 = 3;
 /// Slots whose next change of weight is looked for together.
 const GROUP: usize = 64;

@@ -4,16 +4,16 @@
 //!
 //! - *In flight.* A shard reads the version of each group of cells, and the cells of the groups whose version has moved.
 //! - *Heard of others.* The log of the shard's columns names the slots whose reports say something new.
-//! - *Slow* (learned rates, cache use, limits): at most [`SWEEP`] old, longer in a very large fleet. Reading it takes fifty times as long, so each
-//!   decision reads a share of the replicas, as large as the time since the last one. The cost is then the same every
-//!   second however many requests come, and no request pays for all.
+//! - *Slow* (learned rates, cache use, limits): at most [`SWEEP`] old, longer in a very large fleet. Reading it takes
+//!   fifty times as long, so each decision reads a share of the replicas, as large as the time since the last one. The
+//!   cost is then the same every second however many requests come, and no request pays for all.
 //! - *Warm* (how much of this prompt each holds) differs with every request; it is written for the replicas that hold any
 //!   of it, and taken back after.
 //!
-//! So a decision pays for what has changed since the last one and not for the size of the fleet, but for passes over a few
-//! columns in SIMD lanes (the policy's, and the pick). Other ways lose by what they touch: reading every cell anew is
-//! 4,096 loads that no lane can do; a version for each cell is as many; with larger groups, a few changes by other shards
-//! have most cells read again; a log of changes of all shards would be a line that all of them write.
+//! So a decision pays for what has changed since the last one and not for the size of the fleet, but for passes over a
+//! few columns in SIMD lanes (the policy's, and the pick). Other ways lose by what they touch: reading every cell anew
+//! is 4,096 loads that no lane can do; a version for each cell is as many; with larger groups, a few changes by other
+//! shards have most cells read again; a log of changes of all shards would be a line that all of them write.
 //!
 //! The slow columns were half of what a view of 4,096 replicas cost when each decision read its share of a 50 ms sweep
 //! whatever the size of the fleet; hence [`SWEEP_EACH_MIN`].
@@ -186,8 +186,8 @@ impl Candidates {
         }
     }
 
-    /// What was said of the prompt at `place` of the view shown last, if that keeps prompts in slots: tokens that the index
-    /// holds warm, and blocks that count as warm.
+    /// What was said of the prompt at `place` of the view shown last, if that keeps prompts in slots: tokens that the
+    /// index holds warm, and blocks that count as warm.
     pub(super) fn said(&self, place: usize) -> Option<(f32, usize)> {
         match self.shown {
             Shown::Pool(pool) => self.pools[pool].slotted.said(place),
@@ -394,8 +394,8 @@ impl PoolView {
     }
 }
 
-/// What makes a request with `prompt` wait at `place` that is sent there at `sent`: what the gateway has there, the prefill of
-/// `others` (tokens), and the queue for a slot.
+/// What makes a request with `prompt` wait at `place` that is sent there at `sent`: what the gateway has there, the
+/// prefill of `others` (tokens), and the queue for a slot.
 fn load(view: &View, place: usize, (prompt, others): (Prompt, f32), known: Known<'_>, sent: Now) -> Load {
     let slot = view.slots[place];
     let limits = known.snapshot.limits(slot);
@@ -421,8 +421,8 @@ fn cache(slot: ReplicaSlot, known: Known<'_>) -> Cache {
 
 /// What the request of `view` meets at `place` if it is sent there at `sent`.
 ///
-/// The index knows whole blocks of its own, and engines mostly have smaller ones: of the block in which what is held ends,
-/// some is there too, as much as was found before; half, as long as nothing was.
+/// The index knows whole blocks of its own, and engines mostly have smaller ones: of the block in which what is held
+/// ends, some is there too, as much as was found before; half, as long as nothing was.
 pub(super) fn meets(view: &View, place: usize, known: Known<'_>, sent: Now) -> Features {
     let slot = view.slots[place];
     let others = known.reports.elsewhere(slot).prefill_tokens;

@@ -26,8 +26,8 @@ pub enum Hold {
     },
 }
 
-/// Whether the policy has the request wait that was picked `place` of `view`. Where prompts are kept in slots, it is slots
-/// that are waited for.
+/// Whether the policy has the request wait that was picked `place` of `view`. Where prompts are kept in slots, it is
+/// slots that are waited for.
 pub(super) fn in_line(known: Known<'_>, view: &View, place: usize, placement: &Placement) -> Option<Hold> {
     let is_slotted = known.snapshot.limits(view.slots[place]).is_slotted;
     if placement.attempts > 1 || is_slotted || !known.snapshot.policy.waits(view, place, placement.features.ahead_s) {

@@ -7,17 +7,17 @@
 //!      + own prefill × eviction weight × pushed out
 //!      + own prefill × decode weight × requests there
 //! ```
-//! The last lines are what others lose. New blocks push old ones out of a cache that is full; `pushed out` is the share of
-//! what goes that is expected to be used again ([`super::pushed_out`]): conversations that pause, and not those that have
-//! ended. It will have to be computed again, and that pushes out more, so it counts more than once. And while a prompt is
-//! computed, the answers under way there are held up ("LMetric", arXiv 2603.15202, multiplies the two).
+//! The last lines are what others lose. New blocks push old ones out of a cache that is full; `pushed out` is the share
+//! of what goes that is expected to be used again ([`super::pushed_out`]): conversations that pause, and not those that
+//! have ended. It will have to be computed again, and that pushes out more, so it counts more than once. And while a
+//! prompt is computed, the answers under way there are held up ("LMetric", arXiv 2603.15202, multiplies the two).
 //!
 //! A prompt may also wait at the gateway ([`Policy::waits`]): while the best replica for it has prefill to do anyway, and
-//! what it would push out there is needed, it gains nothing by being sent. When an engine has time for it, it is placed by
-//! what is known then. So engines are never idle for it, and warm prompts do not queue behind cold ones more than they must.
-//! With `pushed_out_max` below one it waits for idle engines, too, while more than that share of what it would push out is
-//! needed: fewer conversations are under way then, and those have their caches. How many that should be is a matter of what
-//! is wanted; `ttft_p90` says it, and the limit follows.
+//! what it would push out there is needed, it gains nothing by being sent. When an engine has time for it, it is placed
+//! by what is known then. So engines are never idle for it, and warm prompts do not queue behind cold ones more than
+//! they must. With `pushed_out_max` below one it waits for idle engines, too, while more than that share of what it
+//! would push out is needed: fewer conversations are under way then, and those have their caches. How many that should
+//! be is a matter of what is wanted; `ttft_p90` says it, and the limit follows.
 
 use super::{Policy, Turn, View};
 use crate::config::PolicyConfig;
@@ -69,8 +69,8 @@ impl Price {
         }
     }
 
-    /// What is warm is not pushed in: where most of the prompt is, what is new is of another size than the prompt. Where very
-    /// many hold it, it is short or hot, and what is new is little everywhere.
+    /// What is warm is not pushed in: where most of the prompt is, what is new is of another size than the prompt. Where
+    /// very many hold it, it is short or hot, and what is new is little everywhere.
     fn add_what_little_pushes_out(&self, view: &View, costs: &mut [f32]) {
         for place in view.warm.iter().take(WARM_MAX).map(|place| usize::from(*place)) {
             let (uncached, warm) = (view.uncached_tokens(place), view.warm_tokens[place]);
@@ -130,7 +130,8 @@ impl Policy for Price {
     }
 }
 
-/// Adds what others lose by this prompt's prefill, in the widest lanes this CPU has. The result is the same on all of them.
+/// Adds what others lose by this prompt's prefill, in the widest lanes this CPU has. The result is the same on all of
+/// them.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn add_what_others_lose(price: &Price, view: &View, costs: &mut [f32]) {
     // Columns of one known length: the loop has no bounds to check and no branch.

@@ -1,8 +1,9 @@
 //! One simulated engine: continuous batching with chunked prefill over a prefix cache, as vLLM's V1 scheduler has it.
 //!
 //! Each step gives one token to every sequence that decodes, then prefills in chunks as far as the step's tokens go, then
-//! admits from the queue in order while memory lasts, or, of an engine with slots, while one is idle. When memory runs out for those that decode, the last admitted starts
-//! over. Steps that only decode are played in one go up to the first that ends an answer; an arrival cuts that short.
+//! admits from the queue in order while memory lasts, or, of an engine with slots, while one is idle. When memory runs
+//! out for those that decode, the last admitted starts over. Steps that only decode are played in one go up to the first
+//! that ends an answer; an arrival cuts that short.
 
 use super::cache::Held;
 use super::memory::{Grant, Memory};
@@ -386,7 +387,8 @@ impl SimEngine {
         self.steps = Some(steps);
     }
 
-    /// Room for one more token of each that decodes; the last admitted start over until there is. Returns how many decode.
+    /// Room for one more token of each that decodes; the last admitted start over until there is. Returns how many
+    /// decode.
     fn reserve_for_decoding(&mut self) -> u32 {
         loop {
             let decoding = self.running.iter().filter(|sequence| sequence.is_prefilled()).count();

@@ -139,8 +139,8 @@ pub(super) struct Join {
     pub(super) is_full: bool,
 }
 
-/// Goes on from `begin`, with decode steps of `step_s`, until `until_s`, or until the step in which `newcomer`, behind all of `standing` that are there by
-/// then, has its turn. `standing` is in the order of arrival.
+/// Goes on from `begin`, with decode steps of `step_s`, until `until_s`, or until the step in which `newcomer`, behind
+/// all of `standing` that are there by then, has its turn. `standing` is in the order of arrival.
 pub(super) fn play(
     standing: &mut [Standing],
     begin: Begin,
