@@ -1,23 +1,24 @@
 //! The default: each candidate is priced in seconds, and the cheapest wins.
 //!
 //! ```text
-//! cost = predicted time to the first token       base + prefill ahead + decodes there + own prefill, as learned
-//!      + restored × restore                      what it holds in host memory comes back to the device first
-//!      + own prefill × reuse bonus               work done twice is time of the engine that others wait for
+//! cost = predicted time to the first token      base + queue there + own prefill, as learned
+//!      + restored × restore                     what it holds in host memory comes back to the device first
+//!      + own prefill × reuse bonus              work done twice is time of the engine that others wait for
 //!      + own prefill × eviction weight × pushed out
 //!      + own prefill × decode weight × requests there
+//!      + answer weight × expected answer        where that is wanted
 //! ```
-//! The last lines are what others lose. New blocks push old ones out of a cache that is full; `pushed out` is the share
+//! The middle lines are what others lose. New blocks push old ones out of a cache that is full; `pushed out` is the share
 //! of what goes that is expected to be used again ([`super::pushed_out`]): conversations that pause, and not those that
 //! have ended. It will have to be computed again, and that pushes out more, so it counts more than once. And while a
 //! prompt is computed, the answers under way there are held up ("LMetric", arXiv 2603.15202, multiplies the two).
 //!
 //! A prompt may also wait at the gateway ([`Policy::waits`]): while the best replica for it has prefill to do anyway, and
-//! what it would push out there is needed, it gains nothing by being sent. When an engine has time for it, it is placed
-//! by what is known then. So engines are never idle for it, and warm prompts do not queue behind cold ones more than
-//! they must. With `pushed_out_max` below one it waits for idle engines, too, while more than that share of what it
-//! would push out is needed: fewer conversations are under way then, and those have their caches. How many that should
-//! be is a matter of what is wanted; `ttft_p90` says it, and the limit follows.
+//! what it would push out there is needed, or while that takes long, it gains nothing by being sent. When an engine has
+//! time for it, it is placed by what is known then. So engines are not idle for it, and warm prompts do not queue behind
+//! cold ones more than they must. With `pushed_out_max` below one it waits for idle engines, too, while more than that
+//! share of what it would push out is needed: fewer conversations are under way then, and those have their caches. How
+//! many that should be is a matter of what is wanted; `ttft_p90` says it, and the limit follows.
 
 use super::{Policy, Turn, View};
 use crate::config::PolicyConfig;
