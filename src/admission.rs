@@ -86,6 +86,10 @@ impl WaitingRoom {
         }
         queue.push_back(Arc::clone(&own));
         line.len.store(queue.len(), Relaxed);
+        // The line may have become shorter since it was found to be long.
+        if queue.len() <= LOOKING {
+            own.notify_one();
+        }
         drop(queue);
         Some(Ticket { room: Arc::clone(self), pool, own })
     }
@@ -152,6 +156,8 @@ mod tests {
         assert_eq!((tickets.len(), room.len(POOL), room.is_short(POOL)), (most, most, false));
         assert!(room.join(POOL, most).is_none(), "the line is full");
         assert!(room.join(PoolId(4), 3).is_some_and(|other| other.looks()), "another pool's line");
+        let joined: Vec<bool> = tickets.iter().map(|ticket| is_ready(ticket.called())).collect();
+        assert_eq!(joined.iter().filter(|is| **is).count(), LOOKING, "who is one of the first looks once more");
         assert!(!is_ready(tickets[0].called()));
         room.call(POOL);
         let called: Vec<bool> = tickets.iter().map(|ticket| is_ready(ticket.called())).collect();

@@ -330,15 +330,8 @@ pub struct PolicyConfig {
     pub decode_weight: f64,
     /// `price`: what a second of its own answer counts. Default 0.
     pub answer_weight: f64,
-    /// `price`: a prompt that would push out what is needed waits at the gateway while its replica is busy anyway. Default
-    /// yes.
+    /// `price`: a long prompt waits at the gateway while the best replica for it has prompts to compute anyway. Default yes.
     pub wait: bool,
-    /// `price`: it waits for an idle replica, too, while more than this share of what it would push out is expected to be
-    /// used again. Default 1: it does not.
-    pub pushed_out_max: f64,
-    /// `price`: `pushed_out_max` follows from this: as many conversations at once as leave nine times to first token in
-    /// ten within it. Default 0: none.
-    pub ttft_p90: Duration,
     /// Parameters of `sticky_until_saturated`.
     pub sticky_until_saturated: StickyUntilSaturatedConfig,
     /// Parameters of `chwbl`.
@@ -366,8 +359,6 @@ impl Default for PolicyConfig {
             decode_weight: 0.2,
             answer_weight: 0.0,
             wait: true,
-            pushed_out_max: 1.0,
-            ttft_p90: Duration::ZERO,
             sticky_until_saturated: StickyUntilSaturatedConfig::default(),
             chwbl: ChwblConfig::default(),
             cache_aware: CacheAwareConfig::default(),

@@ -90,6 +90,8 @@ struct Cell {
     tail: AtomicU32,
     samples: AtomicU32,
     latency: LatencyCell,
+    /// When the last answer was learned from, nanoseconds.
+    learned_at: AtomicU64,
     /// It is predicted by its own latencies and not by its pool's.
     is_apart: AtomicBool,
     /// Mean error of what its own latencies and its pool's expected (the bits of `f32`s).
@@ -108,6 +110,7 @@ impl Cell {
             tail: AtomicU32::new(0),
             samples: AtomicU32::new(0),
             latency: LatencyCell::new(prior),
+            learned_at: AtomicU64::new(0),
             is_apart: AtomicBool::new(false),
             errors: [AtomicU32::new(0), AtomicU32::new(0)],
         };

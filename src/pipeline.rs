@@ -510,8 +510,9 @@ impl Decider {
         choice::note(placement, seen, &self.costs, pick, bound, known);
         let candidates = seen.candidates;
         placement.held_blocks = self.depths.get(placement.decision.chosen.slot) as usize;
+        let said = self.candidates.said(pick.best).filter(|_| priced.1);
         (placement.indexed_tokens, placement.warm_blocks) =
-            self.candidates.said(pick.best).unwrap_or((placement.decision.chosen.warm_tokens, placement.held_blocks));
+            said.unwrap_or((placement.decision.chosen.warm_tokens, placement.held_blocks));
         let awaited = underway::awaited(shared, snapshot, placement, chain, now);
         choice::hold(placement, self.candidates.shown(), pick.best, awaited, known);
         placement.hold = self.candidates.hold(known, pick.best, candidates, placement);

@@ -258,9 +258,6 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
         false
     }
 
-    /// Takes note that an answer's first token came `ttft_s` seconds after it was placed.
-    fn answered(&self, _ttft_s: f32) {}
-
     /// True when costs are seconds.
     fn is_priced(&self) -> bool {
         false

@@ -262,16 +262,8 @@ pub(crate) struct RawPolicy {
     #[schemars(schema_with = "form::number")]
     decode_weight: f64,
     answer_weight: f64,
-    /// `price`: a prompt that would push out what is needed waits at the gateway while its replica is busy anyway.
+    /// `price`: a long prompt waits at the gateway while the best replica for it has prompts to compute anyway.
     wait: bool,
-    /// `price`: it waits for an idle replica, too, while more than this share of what it would push out is expected to be
-    /// used again; 1: it does not.
-    #[schemars(schema_with = "form::share")]
-    pushed_out_max: f64,
-    /// `price`: `pushed_out_max` follows from this: as many conversations at once as leave nine times to first token in ten
-    /// within it. 0s: none.
-    #[schemars(schema_with = "form::duration")]
-    ttft_p90: String,
     sticky_until_saturated: RawStickyUntilSaturated,
     chwbl: RawChwbl,
     cache_aware: RawCacheAware,
@@ -298,8 +290,6 @@ impl From<&PolicyConfig> for RawPolicy {
             decode_weight: policy.decode_weight,
             answer_weight: policy.answer_weight,
             wait: policy.wait,
-            pushed_out_max: policy.pushed_out_max,
-            ttft_p90: format_duration(policy.ttft_p90),
             sticky_until_saturated: RawStickyUntilSaturated::from(&policy.sticky_until_saturated),
             chwbl: RawChwbl::from(&policy.chwbl),
             cache_aware: RawCacheAware::from(&policy.cache_aware),

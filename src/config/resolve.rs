@@ -211,8 +211,6 @@ pub(super) fn policy(field: &Field<'_>) -> Option<PolicyConfig> {
         answer_weight: section.read("answer_weight", default.answer_weight, |field| field.number(0.0..=100.0)),
         decode_weight: section.read("decode_weight", default.decode_weight, |field| field.number(0.0..=100.0)),
         wait: section.read("wait", default.wait, Field::flag),
-        pushed_out_max: section.read("pushed_out_max", default.pushed_out_max, Field::share),
-        ttft_p90: section.read("ttft_p90", default.ttft_p90, |field| field.duration(Duration::ZERO..=DAY)),
         sticky_until_saturated: section.read(
             "sticky_until_saturated",
             default.sticky_until_saturated,

@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(policy.chwbl, ChwblConfig { load_factor: 1.5, ..ChwblConfig::default() });
         let policy = PolicyConfig::from_spec("sticky_until_saturated(affinity=50%,break_after=250ms)").unwrap();
         assert_eq!(policy.sticky_until_saturated.break_after, Duration::from_millis(250));
-        assert_eq!(PolicyConfig::from_spec("price(ttft_p90=2s)").unwrap().ttft_p90, Duration::from_secs(2));
+        assert!(!PolicyConfig::from_spec("price(wait=false)").unwrap().wait);
     }
 
     #[test]

@@ -43,6 +43,8 @@ const FORGED_COST: u32 = 10;
 const LOG_EVERY: Duration = Duration::from_secs(60);
 /// What an engine's metrics page says is as old as its last step, at most this.
 const ENGINE_LOOKS_EVERY: Duration = Duration::from_millis(100);
+/// No beacon is taken to have been on its way for longer: where clocks differ by more, that is not its age.
+const AGE_MAX: Duration = Duration::from_millis(500);
 /// What one ingest thread works with.
 pub(super) struct Ingest {
     core: Arc<Core>,
@@ -114,7 +116,7 @@ impl Ingest {
         let period = Duration::from_micros(u64::from(head.period_us));
         self.core.shared.health.beacon(slot, load.ready, load.draining, period, now);
         self.core.plane.heard.note(slot, LastWord { at: now, period, source: LoadSource::Beacon });
-        let age = Duration::from_nanos(unix_ns.saturating_sub(head.sent_unix_ns));
+        let age = Duration::from_nanos(unix_ns.saturating_sub(head.sent_unix_ns)).min(AGE_MAX);
         self.publisher.publish(report(&self.core, slot, LoadSource::Beacon, (period, age), &load, now));
     }
 

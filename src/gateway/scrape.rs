@@ -157,6 +157,7 @@ impl Scrape {
                     self.heard(&replica, &seen, target.interval.max(took).max(between), asked);
                 }
                 Err(Unseen { kind, why }) => {
+                    asked_last = None;
                     self.core.metrics.load.scrapes.with_label_values(&[kind]).inc();
                     if !is_failing {
                         tracing::warn!(replica = target.id, page = %target.page, why, "its metrics page cannot be read");

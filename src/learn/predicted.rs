@@ -3,9 +3,11 @@
 use super::features::Features;
 use super::latency::{Accuracy, Coefficients, Observed};
 use super::{LearnedRates, SAMPLES_TO_DIFFER, SAMPLES_TO_TRUST, TAIL_MAX, TAIL_STEP, narrow};
+use crate::clock::Now;
 use crate::id::ReplicaSlot;
 use crate::load::backlog::Step;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 /// A replica is predicted by its own latencies once their errors are this share of its pool's errors, and again by its
 /// pool's once they are not this much better.
@@ -13,6 +15,8 @@ const APART_BELOW: f32 = 0.8;
 const TOGETHER_ABOVE: f32 = 0.95;
 /// And only where that is worth it: where its pool's errors are larger by this much.
 const APART_GAIN: f32 = 0.02;
+/// A replica without answers stands apart no longer than this.
+const APART_WITHOUT_ANSWERS: Duration = Duration::from_secs(60);
 /// Share of a sample in the mean errors.
 const ERROR_STEP: f32 = 0.06;
 /// Output tokens from which on the time between them says something.
@@ -44,6 +48,8 @@ pub struct Timing {
     pub prompt: Option<(u64, u64)>,
     /// Other requests came to the replica between it and its first token.
     pub is_followed: bool,
+    /// When it ended.
+    pub ended_at: Now,
 }
 
 impl LearnedRates {
@@ -58,6 +64,16 @@ impl LearnedRates {
             (_, Some(pool)) => pool.latency.coefficients(),
             (Some(own), None) => own.latency.coefficients(),
             (None, None) => Coefficients::default(),
+        }
+    }
+
+    /// Who stands apart for being slow may get no requests, and would stay so for ever: `slot` has had no answer for a
+    /// minute at `now`, and is taken to be like the others again. Answers show it if it is not.
+    pub fn fade(&self, slot: ReplicaSlot, now: Now) {
+        let Some(own) = self.replicas.get(slot.index()).filter(|own| own.is_apart.load(Relaxed)) else { return };
+        if now.since(Now(own.learned_at.load(Relaxed))) > APART_WITHOUT_ANSWERS {
+            own.is_apart.store(false, Relaxed);
+            own.errors.iter().for_each(|error| error.store(0, Relaxed));
         }
     }
 
@@ -97,6 +113,7 @@ impl LearnedRates {
         {
             own.latency.reset(warm);
         }
+        own.learned_at.fetch_max(timing.ended_at.0, Relaxed);
         let is_apart = own.is_apart.load(Relaxed);
         let by_pool = if is_apart {
             pool.latency.expects(&observed)

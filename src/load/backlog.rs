@@ -169,6 +169,15 @@ impl Backlogs {
         self.cells.get(slot.index()).map_or(0.0, |cell| narrow(cell.lately_s(now) / SHARE_OVER_S))
     }
 
+    /// `slot` has changed hands: how fast the replica was and how it shared its cache says nothing of the next. What is
+    /// under way there takes itself back.
+    pub fn reset(&self, slot: ReplicaSlot) {
+        if let Some(cell) = self.cells.get(slot.index()) {
+            cell.slowness.store(0, Relaxed);
+            cell.share.store(0, Relaxed);
+        }
+    }
+
     /// A step of `slot` was seen to end at `at`.
     pub fn step_ended(&self, slot: ReplicaSlot, at: Now) {
         if let Some(cell) = self.cells.get(slot.index()) {

@@ -451,6 +451,7 @@ fn read_slow(view: &mut View, place: usize, pool: PoolId, known: Known<'_>) {
     view.service_s[place] = known.shared.rates.service_s(slot);
     view.base_s[place] = rates.base_s;
     view.prefill_s_per_token[place] = rates.prefill_s_per_token;
+    known.shared.rates.fade(slot, known.now);
     view.latency.learn(place, &known.shared.rates.coefficients(slot));
     view.restore_s_per_token[place] = known.snapshot.limits(slot).restore_s_per_token;
     read_cache(view, place, (known.shared, known.snapshot, pool));

@@ -26,11 +26,16 @@ pub enum Hold {
     },
 }
 
-/// Whether the policy has the request wait that was picked `place` of `view`. Where prompts are kept in slots, it is
+/// Whether the policy has the request wait that was picked `place` of `view`. Who has an objective does not: what meets it
+/// was chosen as of now. Where prompts are kept in slots, it is
 /// slots that are waited for.
 pub(super) fn in_line(known: Known<'_>, view: &View, place: usize, placement: &Placement) -> Option<Hold> {
     let is_slotted = known.snapshot.limits(view.slots[place]).is_slotted;
-    if placement.attempts > 1 || is_slotted || !known.snapshot.policy.waits(view, place, placement.features.ahead_s) {
+    if placement.attempts > 1
+        || is_slotted
+        || !placement.wish.slo.is_none()
+        || !known.snapshot.policy.waits(view, place, placement.features.ahead_s)
+    {
         return None;
     }
     Some(Hold::Line { again: (view.turn == Turn::Own).then(|| known.now.plus(LOOK_AGAIN)) })
@@ -61,6 +66,17 @@ pub(super) fn stand(shared: &Shared, snapshot: &Snapshot, placement: &mut Placem
     Ok(())
 }
 
+impl Placement {
+    /// It is the decision on a request that has waited with `former` until `now`, and has its place in line.
+    pub fn succeed(&mut self, mut former: Self, now: Now) {
+        self.decision.at = former.decision.at;
+        self.decision.held_s = now.since(self.decision.at).as_secs_f32();
+        if self.ticket.is_some() && former.decision.pool == self.decision.pool {
+            self.ticket = former.ticket.take();
+        }
+    }
+}
+
 impl Decider {
     /// Prices a request anew that is held back; by then it may be placed.
     ///
@@ -74,6 +90,7 @@ impl Decider {
         now: Now,
     ) -> Result<(), Reject> {
         placement.attempts = 0;
+        shared.index.set_now(now);
         placement.decision.held_s = now.since(placement.decision.at).as_secs_f32();
         self.place_again(shared, snapshot, placement, now)
     }

@@ -24,6 +24,7 @@ use crate::prefix::slots::{Found, SlotBooks};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 /// Sizes that are fixed for the life of the process.
 #[derive(Clone, Copy, Debug)]
@@ -134,6 +135,7 @@ impl Shared {
             self.rates.reset(slot);
             self.memory.reset(slot);
             self.slots.reset(slot);
+            self.backlogs.reset(slot);
         }
         for replica in &snapshot.fleet.replicas {
             self.health.set_drain(replica.slot, DrainCause::File, replica.config.drain);
@@ -249,13 +251,12 @@ impl Shared {
                 output_tokens,
                 prompt: prompt_tokens.zip(cached_tokens),
                 is_followed: answer.is_followed,
+                ended_at: placement
+                    .placed_at
+                    .plus(Duration::from_secs_f64((answer.held_s + answer.total_s).clamp(0.0, 1e6))),
             };
             let chosen = &placement.decision.chosen;
             self.rates.learn_times(chosen.slot, &placement.features, &chosen.predicted, &timing);
-        }
-        if let Some(first_s) = answer.first_token_s {
-            #[expect(clippy::cast_possible_truncation, reason = "seconds of 7 digits")]
-            snapshot.policy.answered((answer.held_s + first_s) as f32);
         }
         if let Some(tokens) = output_tokens {
             if let Some(traits) = snapshot.traits.get(placement.decision.pool) {

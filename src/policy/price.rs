@@ -16,13 +16,10 @@
 //! A prompt may also wait at the gateway ([`Policy::waits`]): while the best replica for it has prefill to do anyway, and
 //! what it would push out there is needed, or while that takes long, it gains nothing by being sent. When an engine has
 //! time for it, it is placed by what is known then. So engines are not idle for it, and warm prompts do not queue behind
-//! cold ones more than they must. With `pushed_out_max` below one it waits for idle engines, too, while more than that
-//! share of what it would push out is needed: fewer conversations are under way then, and those have their caches. How
-//! many that should be is a matter of what is wanted; `ttft_p90` says it, and the limit follows.
+//! cold ones more than they must.
 
 use super::{Policy, Turn, View};
 use crate::config::PolicyConfig;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Prefill of less than this, seconds, is not worth a wait.
 const WAIT_PREFILL_LEAST_S: f32 = 0.1;
@@ -32,13 +29,8 @@ const BUSY_LEAST_S: f32 = 0.1;
 const BUSY_MOST_S: f32 = 0.5;
 /// Of what is pushed out, so much may be used again by chance.
 const NEEDED_LEAST: f32 = 0.1;
-/// Logarithmic step of the limit on what is pushed out when an answer was late; a ninth of it up when it was not. Nine
-/// answers in ten are in time where the two balance (as quantiles are followed in `learn/quantile.rs`).
-const LATE_STEP: f32 = 0.045;
 /// Warm candidates that are priced by what is new to each.
 const WARM_MAX: usize = 32;
-/// The limit is no lower than this.
-const LIMIT_LEAST: f32 = 0.05;
 
 /// Least expected seconds.
 #[derive(Debug)]
@@ -48,10 +40,6 @@ pub struct Price {
     decode_weight: f32,
     answer_weight: f32,
     may_wait: bool,
-    /// Seconds to first token, of nine answers in ten; zero for no such wish.
-    ttft_p90_s: f32,
-    /// Share of what is pushed out that may be needed (the bits of an `f32`).
-    limit: AtomicU32,
 }
 
 impl Price {
@@ -65,8 +53,6 @@ impl Price {
             decode_weight: config.decode_weight as f32,
             answer_weight: config.answer_weight as f32,
             may_wait: config.wait,
-            ttft_p90_s: config.ttft_p90.as_secs_f32(),
-            limit: AtomicU32::new((config.pushed_out_max as f32).to_bits()),
         }
     }
 
@@ -79,10 +65,6 @@ impl Price {
                 (view.pushed_out.share(place, view.prompt_tokens), view.pushed_out.share(place, uncached));
             costs[place] += view.latency.prefill_s(place, uncached, warm) * self.eviction_weight * (is - as_priced);
         }
-    }
-
-    fn limit(&self) -> f32 {
-        f32::from_bits(self.limit.load(Relaxed))
     }
 }
 
@@ -114,16 +96,7 @@ impl Policy for Price {
         }
         let needed = view.pushed_out.share(place, uncached);
         let is_busy = view.turn == Turn::Others || ahead_s > BUSY_LEAST_S;
-        ahead_s > BUSY_MOST_S || needed > self.limit() || is_busy && needed > NEEDED_LEAST
-    }
-
-    fn answered(&self, ttft_s: f32) {
-        if self.ttft_p90_s > 0.0 {
-            let step = if ttft_s > self.ttft_p90_s { -LATE_STEP } else { LATE_STEP / 9.0 };
-            let limit = (self.limit() * step.exp()).clamp(LIMIT_LEAST, 1.0);
-            // Two shards at once may lose one of two steps: there are more.
-            self.limit.store(limit.to_bits(), Relaxed);
-        }
+        ahead_s > BUSY_MOST_S || is_busy && needed > NEEDED_LEAST
     }
 
     fn is_priced(&self) -> bool {

@@ -37,10 +37,13 @@ impl Exchange<'_> {
             if waited == Some(Waited::ForOther) && self.leave_ejected(&mut placement) {
                 continue;
             }
-            let sent = self.sent(&placement, &mut underway);
-            let tried = match waited {
-                Some(_) => self.attempt(&placement, &body, &mut underway).await,
-                None => None,
+            let (sent, tried) = match waited {
+                Some(_) => {
+                    let sent = self.sent(&placement, &mut underway);
+                    (sent, self.attempt(&placement, &body, &mut underway).await)
+                }
+                // It left before anything was sent.
+                None => (Sent { at: now, tokens_ahead: 0 }, None),
             };
             let shared = &self.shard.core.shared;
             let failure = match tried {
@@ -152,14 +155,22 @@ impl Exchange<'_> {
     ///
     /// # Errors
     /// [`Reject::ClientClosed`], [`Reject::WaitedTooLong`], or that there is no replica left.
-    pub(super) async fn hold_back(&mut self, placement: &mut Placement) -> Result<(), Reject> {
-        let core = Arc::clone(&self.shard.core);
-        let before = core.clock.now();
+    pub(super) async fn hold_back(&mut self, placement: &mut Placement, body: &Body) -> Result<(), Reject> {
         if placement.hold().is_none() {
             return Ok(());
         }
+        let before = self.shard.core.clock.now();
+        let placed = self.wait_to_be_placed(placement, body, before).await;
+        let waited_s = self.shard.core.clock.now().seconds_since(before);
+        self.held_s += waited_s;
+        self.shard.metrics.admission_wait.observe(waited_s);
+        placed
+    }
+
+    async fn wait_to_be_placed(&mut self, placement: &mut Placement, body: &Body, from: Now) -> Result<(), Reject> {
+        let core = Arc::clone(&self.shard.core);
         let limit = self.snapshot.config.timeouts.wait;
-        let last = before.plus(limit);
+        let last = from.plus(limit);
         let mut counted = None;
         while let Some(hold) = placement.hold() {
             let books = &core.shared.slots;
@@ -177,14 +188,19 @@ impl Exchange<'_> {
                 _left = self.session.read_body_or_idle(true) => return Err(Reject::ClientClosed),
             }
             let now = core.clock.now();
-            if now.since(before) >= limit {
+            if now.since(from) >= limit {
                 return Err(Reject::WaitedTooLong { limit });
             }
-            self.shard.decider.lock().look_again(&core.shared, &self.snapshot, placement, now)?;
+            let snapshot = core.snapshot.load_full();
+            if snapshot.generation() == self.snapshot.generation() {
+                self.shard.decider.lock().look_again(&core.shared, &self.snapshot, placement, now)?;
+            } else {
+                // Replicas have come or gone: it is another decision.
+                self.snapshot = snapshot;
+                let former = std::mem::replace(placement, self.decide(body)?);
+                placement.succeed(former, now);
+            }
         }
-        let waited_s = core.clock.now().seconds_since(before);
-        self.held_s += waited_s;
-        self.shard.metrics.admission_wait.observe(waited_s);
         Ok(())
     }
 

@@ -114,7 +114,7 @@ impl Exchange<'_> {
             Ok(placement) => placement,
             Err(reject) => return Outcome::rejected(None, reject, Then::Tell),
         };
-        if let Err(reject) = self.hold_back(&mut placement).await {
+        if let Err(reject) = self.hold_back(&mut placement, &body).await {
             let then = if reject == Reject::ClientClosed { Then::Close } else { Then::Tell };
             return Outcome::rejected(Some(placement), reject, then);
         }
@@ -122,7 +122,7 @@ impl Exchange<'_> {
         self.forward(placement, body).await
     }
 
-    fn decide(&self, body: &Body) -> Result<Placement, Reject> {
+    pub(super) fn decide(&self, body: &Body) -> Result<Placement, Reject> {
         let request_headers = &self.session.req_header().headers;
         let hints = Hints {
             session: headers::first(request_headers, &route::SESSION_HEADERS),

@@ -89,3 +89,19 @@ fn with_waiting_off_all_are_sent_at_once() {
     assert_eq!(waiting(&gateway), 0);
     clients.into_iter().for_each(Client::leave);
 }
+
+#[test]
+fn replicas_that_join_meanwhile_take_some_of_those_who_wait() {
+    let engines = Engine::mocks(3, &["--prefill-tokens-per-s", "4000", "--decode-step-ms", "1"]);
+    let urls = urls(&engines);
+    let gateway = Setup::new(&urls[..2]).yaml("shards: 1\nwarm_up: off").start();
+    let mut clients = ask(&gateway);
+    wait_for("some to wait", Duration::from_secs(2), || waiting(&gateway) >= 2);
+    gateway.reload(&gateway.setup.file_text(&urls));
+    for client in &mut clients {
+        let answer = client.read_answer().unwrap();
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+    }
+    let computed: Vec<u64> = engines.iter().map(|engine| engine.stat("prompt_tokens")).collect();
+    assert!(computed[2] > 0, "{computed:?}");
+}

@@ -67,8 +67,6 @@ fn policy(r: &mut fastrand::Rng) -> PolicyConfig {
         answer_weight: r.f64(),
         decode_weight: r.f64(),
         wait: r.bool(),
-        pushed_out_max: r.f64(),
-        ttft_p90: span(r, 0, 9000),
         sticky_until_saturated: StickyUntilSaturatedConfig {
             affinity: r.f64(),
             break_after: span(r, 0, 60_000),

@@ -186,6 +186,7 @@ impl World {
             output_tokens: Some(whole(turn.output)),
             prompt: Some((whole(turn.new + turn.cached), whole(turn.cached))),
             is_followed: work.followers() > 0,
+            ended_at: now(at),
         };
         self.rates.learn_times(ReplicaSlot::from_index(replica).unwrap(), &features, &predicted, &timing);
         assert!(at > sent_at);
@@ -371,6 +372,7 @@ fn coefficients_stay_finite_and_none_is_negative_whatever_is_told() {
                     output_tokens: Some(100),
                     prompt: *prompt,
                     is_followed: *is_decoding && first > total,
+                    ended_at: Now(0),
                 };
                 rates.learn_times(slot, &features, &predicted, &timing);
                 rates.learn_times(slot, &features, &predicted, &Timing { first_token_s: *first, ..timing });

@@ -3,12 +3,10 @@
 use super::super::pick;
 use super::super::pushed_out::SIZES;
 use super::*;
-use crate::clock::Now;
 use crate::id::ReplicaSlot;
 use crate::learn::{Band, Coefficients};
 use crate::load::backlog::{Backlog, CHUNK_TOKENS};
 use crate::policy::latency::Load;
-use std::time::Duration;
 
 /// An eighth of a millisecond a token: a prompt of 2,000 takes a quarter of a second.
 const TOKEN_S: f32 = 1.25e-4;
@@ -175,33 +173,4 @@ fn who_would_push_out_what_is_needed_waits_while_engines_are_busy_and_no_longer(
     let mut warm = view(&[(1.0, 3.0, 1500.0)]);
     pushes_out(&mut warm, 0, 1.0);
     assert!(!Price::new(&PolicyConfig::default()).waits(&warm, 0, 3.0), "it is short");
-}
-
-#[test]
-fn a_limit_on_what_is_pushed_out_holds_for_idle_engines_too() {
-    let config = PolicyConfig { pushed_out_max: 0.6, ..PolicyConfig::default() };
-    assert!(waits(&config, (0.0, 0.7, Turn::Own)));
-    assert!(!waits(&config, (0.0, 0.5, Turn::Own)));
-}
-
-#[test]
-fn the_limit_follows_from_the_times_that_are_wanted() {
-    let config = PolicyConfig { ttft_p90: Duration::from_secs(2), ..PolicyConfig::default() };
-    let policy = Price::new(&config);
-    let mut rng = fastrand::Rng::with_seed(3);
-    let mut answer = |late: f32| {
-        for _ in 0..2000 {
-            policy.answered(if rng.f32() < late { 3.0 } else { 1.0 });
-        }
-        policy.limit()
-    };
-    assert!((answer(0.3) - LIMIT_LEAST).abs() < 0.02, "too many are late: as few at once as may be");
-    assert!(answer(0.02) > 0.9, "hardly any is: as many as come");
-    // One in ten is what is wanted: it stays about where it is.
-    policy.limit.store(0.5_f32.to_bits(), Relaxed);
-    assert!((0.1..1.0).contains(&answer(0.1)));
-    let idle = Price::new(&PolicyConfig::default());
-    (0..100).for_each(|_| idle.answered(100.0));
-    assert!((idle.limit() - 1.0).abs() < 1e-6, "without a wish it stays");
-    assert_eq!(view(&[(0.0, 0.0, 0.0)]).now, Now(0));
 }

@@ -332,6 +332,10 @@ impl Residency {
             && replica.pins(stamp).fetch_update(Relaxed, Relaxed, |pins| pins.checked_sub(1)) == Ok(1)
         {
             replica.pinned(stamp).fetch_and(!bit(stamp), Relaxed);
+            // Another request may have come to be pinned in between.
+            if replica.pins(stamp).load(Relaxed) > 0 {
+                replica.pinned(stamp).fetch_or(bit(stamp), Relaxed);
+            }
         }
     }
 
