@@ -31,10 +31,11 @@ const MODEL: &str = "m";
 /// Prompt bytes of a token: what the gateway takes for the truth before it learns, and is the truth here.
 const BYTES_PER_TOKEN: usize = 4;
 /// Tokens of a block of the fingerprint.
-#[expect(clippy::cast_possible_truncation, reason = "a few dozen")]
-/// And of a piece of its head.
-const PIECE_TOKENS: u32 = (PIECE_BYTES / BYTES_PER_TOKEN) as u32;
+#[expect(clippy::cast_possible_truncation, reason = "64")]
 const BLOCK_TOKENS: u32 = (BLOCK_BYTES / BYTES_PER_TOKEN) as u32;
+/// And of a piece of its head.
+#[expect(clippy::cast_possible_truncation, reason = "four")]
+const PIECE_TOKENS: u32 = (PIECE_BYTES / BYTES_PER_TOKEN) as u32;
 /// Memory of the prefix index for each block that the fleet can hold, bytes, with room to spare.
 const INDEX_BYTES_PER_BLOCK: u64 = 128;
 const INDEX_BYTES_MIN: u64 = 8 << 20;
