@@ -101,7 +101,7 @@ pub struct SimArgs {
     #[arg(long, value_name = "S")]
     pub history_period: Option<f64>,
     /// Something to change by name, such as `index_off`, `learning_off`, `precise` (the gateway knows what
-    /// engines hold), `beacons_1s` or `beacons_lost`.
+    /// engines hold), `beacons_1s`, `beacons_lost` or `slowed` (one replica becomes twice as slow).
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
     /// A file with these settings; flags go before it.
