@@ -383,6 +383,9 @@ impl Residency {
         let Some((window, replica)) = self.window(slot).zip(self.replicas.get(slot.index())) else { return shares };
         let now_ms = self.now_ms.load(Relaxed);
         let room = replica.capacity.load(Relaxed).saturating_sub(replica.resident.load(Relaxed));
+        if sizes.last().is_none_or(|most| lossy(room) >= *most) {
+            return shares;
+        }
         // Those used longest ago go first, each stamp's blocks at once; what there is room for pushes out nothing, and what
         // requests use that run is not pushed out.
         let stamps = (0..=window.end.span).rev().map(|age| window.clock.wrapping_sub(age));
