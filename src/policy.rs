@@ -253,7 +253,8 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
     /// for one that was only looked at.
     fn placed(&self, _view: &View, _place: usize) {}
 
-    /// True when a request that was picked `place` should rather wait at the gateway for now.
+    /// True when a request that was picked `place`, where `ahead_s` seconds pass until its prefill can begin, should rather
+    /// wait at the gateway for now.
     fn waits(&self, _view: &View, _place: usize, _ahead_s: f32) -> bool {
         false
     }
