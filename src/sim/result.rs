@@ -41,6 +41,16 @@ pub struct RunResult {
     pub ttft_p99_s: f64,
     /// Mean time to first token.
     pub ttft_mean_s: f64,
+    /// Time to first token as the client sees it, from when the request arrived, at quantiles.
+    pub ttft_from_arrival_p50_s: f64,
+    /// See [`Self::ttft_from_arrival_p50_s`].
+    pub ttft_from_arrival_p90_s: f64,
+    /// See [`Self::ttft_from_arrival_p50_s`].
+    pub ttft_from_arrival_p95_s: f64,
+    /// See [`Self::ttft_from_arrival_p50_s`].
+    pub ttft_from_arrival_p99_s: f64,
+    /// Its mean.
+    pub ttft_from_arrival_mean_s: f64,
     /// Time per output token after the first, of each request, at quantiles.
     pub tpot_p50_s: f64,
     /// See [`Self::tpot_p50_s`].
@@ -130,4 +140,12 @@ pub struct ClassResult {
     pub ttft_p95_s: f64,
     /// See [`Self::ttft_p50_s`].
     pub ttft_p99_s: f64,
+    /// Time to first token from arrival, at quantiles.
+    pub ttft_from_arrival_p50_s: f64,
+    /// See [`Self::ttft_from_arrival_p50_s`].
+    pub ttft_from_arrival_p90_s: f64,
+    /// See [`Self::ttft_from_arrival_p50_s`].
+    pub ttft_from_arrival_p95_s: f64,
+    /// See [`Self::ttft_from_arrival_p50_s`].
+    pub ttft_from_arrival_p99_s: f64,
 }

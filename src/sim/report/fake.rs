@@ -32,6 +32,10 @@ pub(crate) fn run(policy: &str, variant: &str, load: f64, seed: u64) -> RunResul
         ttft_p90_s: ttft * times * 2.0,
         ttft_p95_s: ttft * times * 3.0,
         ttft_p99_s: ttft * times * 5.0,
+        ttft_from_arrival_p50_s: ttft * times,
+        ttft_from_arrival_p90_s: ttft * times * 2.0,
+        ttft_from_arrival_p95_s: ttft * times * 3.0,
+        ttft_from_arrival_p99_s: ttft * times * 5.0,
     };
     RunResult {
         workload: "fake".to_owned(),
@@ -52,6 +56,11 @@ pub(crate) fn run(policy: &str, variant: &str, load: f64, seed: u64) -> RunResul
         ttft_p95_s: ttft * 3.0,
         ttft_p99_s: ttft * 5.0,
         ttft_mean_s: ttft * 1.2,
+        ttft_from_arrival_p50_s: ttft,
+        ttft_from_arrival_p90_s: ttft * 2.0,
+        ttft_from_arrival_p95_s: ttft * 3.0,
+        ttft_from_arrival_p99_s: ttft * 5.0,
+        ttft_from_arrival_mean_s: ttft * 1.2,
         tpot_p50_s: 0.008 + 0.001 * load,
         tpot_p90_s: 0.012 + 0.001 * load,
         e2e_p50_s: 4.0 + ttft,

@@ -103,7 +103,7 @@ macro_rules! metric {
 }
 
 /// All figures, in the order in which they are shown.
-pub static METRICS: [Metric; 27] = [
+pub static METRICS: [Metric; 32] = [
     metric!(hit_rate, "prompt tokens found in cache", "hit", Share, Higher, |run| Some(run.hit_rate)),
     metric!(regenerated_share, "engine time regenerating KV", "regen", Share, Lower, |run| Some(run.regenerated_share)),
     metric!(
@@ -143,6 +143,45 @@ pub static METRICS: [Metric; 27] = [
         Some(|class| class.ttft_p99_s)
     ),
     metric!(ttft_mean_s, "mean TTFT", "TTFT mean", Seconds, Lower, |run| answered(run, run.ttft_mean_s)),
+    metric!(
+        ttft_from_arrival_p50_s,
+        "TTFT p50 from arrival",
+        "from arrival p50",
+        Seconds,
+        Lower,
+        |run| answered(run, run.ttft_from_arrival_p50_s),
+        Some(|class| class.ttft_from_arrival_p50_s)
+    ),
+    metric!(
+        ttft_from_arrival_p90_s,
+        "TTFT p90 from arrival",
+        "p90",
+        Seconds,
+        Lower,
+        |run| answered(run, run.ttft_from_arrival_p90_s),
+        Some(|class| class.ttft_from_arrival_p90_s)
+    ),
+    metric!(
+        ttft_from_arrival_p95_s,
+        "TTFT p95 from arrival",
+        "p95",
+        Seconds,
+        Lower,
+        |run| answered(run, run.ttft_from_arrival_p95_s),
+        Some(|class| class.ttft_from_arrival_p95_s)
+    ),
+    metric!(
+        ttft_from_arrival_p99_s,
+        "TTFT p99 from arrival",
+        "p99",
+        Seconds,
+        Lower,
+        |run| answered(run, run.ttft_from_arrival_p99_s),
+        Some(|class| class.ttft_from_arrival_p99_s)
+    ),
+    metric!(ttft_from_arrival_mean_s, "mean TTFT from arrival", "from arrival mean", Seconds, Lower, |run| {
+        answered(run, run.ttft_from_arrival_mean_s)
+    }),
     metric!(tpot_p50_s, "TPOT p50", "TPOT p50", Seconds, Lower, |run| answered(run, run.tpot_p50_s)),
     metric!(tpot_p90_s, "TPOT p90", "TPOT p90", Seconds, Lower, |run| answered(run, run.tpot_p90_s)),
     metric!(e2e_p50_s, "end to end p50, admission included", "E2E p50", Seconds, Lower, |run| {

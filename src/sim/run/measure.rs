@@ -16,6 +16,7 @@ const GOOD_ERROR: f64 = 0.1;
 #[derive(Debug, Default)]
 struct Samples {
     ttft_s: Vec<f32>,
+    from_arrival_s: Vec<f32>,
     completed: u64,
 }
 
@@ -35,6 +36,8 @@ pub(super) struct Measure {
     ended: u64,
     admission_wait_s: f64,
     ttft_s: Vec<f32>,
+    /// The same with the wait for admission, in the same order until they are sorted.
+    from_arrival_s: Vec<f32>,
     tpot_s: Vec<f32>,
     e2e_s: Vec<f32>,
     classes: Vec<Samples>,
@@ -64,6 +67,7 @@ impl Measure {
             ended: 0,
             admission_wait_s: 0.0,
             ttft_s: Vec::new(),
+            from_arrival_s: Vec::new(),
             tpot_s: Vec::new(),
             e2e_s: Vec::new(),
             classes: plan.workload.classes.iter().map(|_| Samples::default()).collect(),
@@ -108,14 +112,19 @@ impl Measure {
         }
         self.prompt_tokens += u64::from(prompt_tokens);
         self.cached_tokens += u64::from(cached);
-        self.ttft(asked.class, now.seconds_since(admitted));
-        self.admission_wait_s += admitted.seconds_since(arrived);
+        self.ttft(asked.class, (arrived, admitted), now);
     }
 
-    fn ttft(&mut self, class: u8, ttft_s: f64) {
-        self.ttft_s.push(narrow(ttft_s));
+    /// A first token came, or has not come until now.
+    fn ttft(&mut self, class: u8, (arrived, admitted): (Now, Now), now: Now) {
+        let ttft_s = narrow(now.seconds_since(admitted));
+        let from_arrival_s = narrow(now.seconds_since(arrived));
+        self.ttft_s.push(ttft_s);
+        self.from_arrival_s.push(from_arrival_s);
+        self.admission_wait_s += admitted.seconds_since(arrived);
         if let Some(samples) = self.classes.get_mut(usize::from(class)) {
-            samples.ttft_s.push(narrow(ttft_s));
+            samples.ttft_s.push(ttft_s);
+            samples.from_arrival_s.push(from_arrival_s);
         }
     }
 
@@ -166,7 +175,7 @@ impl Measure {
         if self.is_measured(arrived) {
             self.e2e_s.push(narrow(now.seconds_since(arrived)));
             if !has_first {
-                self.ttft(class, now.seconds_since(admitted));
+                self.ttft(class, (arrived, admitted), now);
             }
         }
     }
@@ -192,6 +201,7 @@ impl Measure {
         let busiest = work.iter().map(|work| work.busy_s).fold(0.0, f64::max);
         let share = |part: f64, all: f64| if all > 0.0 { part / all } else { 0.0 };
         let ttft = quantiles(&mut self.ttft_s);
+        let from_arrival = quantiles(&mut self.from_arrival_s);
         let tpot = quantiles(&mut self.tpot_s);
         let e2e = quantiles(&mut self.e2e_s);
         let many = engines.len() as f64;
@@ -217,13 +227,18 @@ impl Measure {
             ttft_p95_s: ttft.p95,
             ttft_p99_s: ttft.p99,
             ttft_mean_s: ttft.mean,
+            ttft_from_arrival_p50_s: from_arrival.p50,
+            ttft_from_arrival_p90_s: from_arrival.p90,
+            ttft_from_arrival_p95_s: from_arrival.p95,
+            ttft_from_arrival_p99_s: from_arrival.p99,
+            ttft_from_arrival_mean_s: from_arrival.mean,
             tpot_p50_s: tpot.p50,
             tpot_p90_s: tpot.p90,
             e2e_p50_s: e2e.p50,
             e2e_p90_s: e2e.p90,
             output_tokens_per_s: self.output_tokens as f64 / measured_s,
             requests_per_s: self.ended as f64 / measured_s,
-            admission_wait_mean_s: share(self.admission_wait_s, self.completed as f64),
+            admission_wait_mean_s: share(self.admission_wait_s, self.ttft_s.len() as f64),
             busy_share: busy_s / (measured_s * many),
             imbalance: share(busiest * many, busy_s),
             preemptions: work.iter().map(|work| work.preemptions).sum(),
@@ -242,6 +257,7 @@ impl Measure {
         }
         let of = |(class, samples): (&String, &mut Samples)| {
             let ttft = quantiles(&mut samples.ttft_s);
+            let from_arrival = quantiles(&mut samples.from_arrival_s);
             ClassResult {
                 class: class.clone(),
                 completed: samples.completed,
@@ -249,6 +265,10 @@ impl Measure {
                 ttft_p90_s: ttft.p90,
                 ttft_p95_s: ttft.p95,
                 ttft_p99_s: ttft.p99,
+                ttft_from_arrival_p50_s: from_arrival.p50,
+                ttft_from_arrival_p90_s: from_arrival.p90,
+                ttft_from_arrival_p95_s: from_arrival.p95,
+                ttft_from_arrival_p99_s: from_arrival.p99,
             }
         };
         plan.workload.classes.iter().zip(&mut self.classes).map(of).collect()
