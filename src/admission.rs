@@ -1,19 +1,29 @@
-//! Who waits at the gateway before a replica is found for them: a line for each pool, first come, first served.
+//! Who waits at the gateway before a replica is found for them: a line for each pool.
 //!
 //! A policy may have a request wait ([`crate::policy::Policy::waits`]): where all caches are full of what will be needed
 //! again and engines have enough to do, what is sent now only pushes out and queues. In the line it costs no engine
 //! anything, and goes when a replica has the time, wherever that is then. Requests that find their prompt warm do not
 //! wait, and so do not stand in line.
 //!
+//! Who is due first stands first, and a request is due the later the more there is to compute of it. So what is mostly
+//! warm goes before what is cold, and conversations that are in caches stay there: were it first come, first served, each
+//! would have lost its cache to the others by the time its turn comes, and all would be computed anew all the time. Nobody
+//! starves, for a time once due does not move, and newcomers are due later and later.
+//!
 //! Only the first few of a line look for a replica, when they are called (something was freed) and now and then (time
 //! alone makes caches colder): however many wait, the cost is that of a few. A few and not one, for the first may want a
 //! replica that is busy for long, while others would take those that are not.
 
+mod regeneration;
+
+pub use regeneration::Regeneration;
+
+use crate::clock::Now;
 use crate::id::PoolId;
 use parking_lot::Mutex;
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use tokio::sync::Notify;
 
 /// Pools with a line of their own; of more, several share one.
@@ -22,11 +32,49 @@ const LINES: usize = 64;
 /// So many of a line look for a replica.
 pub const LOOKING: usize = 8;
 
-/// One pool's line.
+/// A place in a line: when it is due, and how many came before, for those that are due at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// When the request is to be placed at the latest, as far as that can be.
+    pub due: Now,
+    joined: u64,
+}
+
 #[derive(Debug, Default)]
+struct Queue {
+    places: BTreeMap<Place, Arc<Notify>>,
+    /// How many have joined it ever.
+    joined: u64,
+}
+
+/// One pool's line.
+#[derive(Debug)]
 struct Line {
     len: AtomicUsize,
-    queue: Mutex<VecDeque<Arc<Notify>>>,
+    /// When the last of those who look is due ([`Now`]); the end of time while more may.
+    looking_until: AtomicU64,
+    queue: Mutex<Queue>,
+    regeneration: Regeneration,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self {
+            len: AtomicUsize::new(0),
+            looking_until: AtomicU64::new(u64::MAX),
+            queue: Mutex::default(),
+            regeneration: Regeneration::default(),
+        }
+    }
+}
+
+impl Line {
+    /// Those who stand there have changed.
+    fn note(&self, queue: &Queue) {
+        self.len.store(queue.places.len(), Relaxed);
+        let last = queue.places.keys().nth(LOOKING - 1);
+        self.looking_until.store(last.map_or(u64::MAX, |place| place.due.0), Relaxed);
+    }
 }
 
 /// All lines.
@@ -40,6 +88,7 @@ pub struct WaitingRoom {
 pub struct Ticket {
     room: Arc<WaitingRoom>,
     pool: PoolId,
+    place: Place,
     own: Arc<Notify>,
 }
 
@@ -68,46 +117,61 @@ impl WaitingRoom {
         self.len(pool) == 0
     }
 
-    /// True when so few wait for a replica of `pool` that one more may look at once.
+    /// True when a request that is `due` then looks for a replica of `pool`, or would: it is one of the first in line.
     #[inline]
     #[must_use]
-    pub fn is_short(&self, pool: PoolId) -> bool {
-        self.len(pool) < LOOKING
+    pub fn looks(&self, pool: PoolId, due: Now) -> bool {
+        due.0 <= self.line(pool).looking_until.load(Relaxed)
     }
 
-    /// Stands in line for a replica of `pool`, behind all that do; `None` when `most` do already.
+    /// What requests of `pool` make replicas compute again.
+    #[inline]
     #[must_use]
-    pub fn join(self: &Arc<Self>, pool: PoolId, most: usize) -> Option<Ticket> {
+    pub fn regeneration(&self, pool: PoolId) -> &Regeneration {
+        &self.line(pool).regeneration
+    }
+
+    /// Stands in line for a replica of `pool`, behind all that are due before; `None` when `most` stand there already.
+    #[must_use]
+    pub fn join(self: &Arc<Self>, pool: PoolId, due: Now, most: usize) -> Option<Ticket> {
         let own = Arc::new(Notify::new());
         let line = self.line(pool);
         let mut queue = line.queue.lock();
-        if queue.len() >= most {
+        if queue.places.len() >= most {
             return None;
         }
-        queue.push_back(Arc::clone(&own));
-        line.len.store(queue.len(), Relaxed);
+        let place = Place { due, joined: queue.joined };
+        queue.joined += 1;
+        queue.places.insert(place, Arc::clone(&own));
+        line.note(&queue);
+        drop(queue);
         // The line may have become shorter since it was found to be long.
-        if queue.len() <= LOOKING {
+        if self.looks(pool, due) {
             own.notify_one();
         }
-        drop(queue);
-        Some(Ticket { room: Arc::clone(self), pool, own })
+        Some(Ticket { room: Arc::clone(self), pool, place, own })
     }
 
     /// A replica of `pool` has less to do: the first in line look at once.
     #[inline]
     pub fn call(&self, pool: PoolId) {
         if !self.is_empty(pool) {
-            self.line(pool).queue.lock().iter().take(LOOKING).for_each(|one| one.notify_one());
+            self.line(pool).queue.lock().places.values().take(LOOKING).for_each(|one| one.notify_one());
         }
     }
 }
 
 impl Ticket {
+    /// Where it stands.
+    #[must_use]
+    pub const fn place(&self) -> Place {
+        self.place
+    }
+
     /// It is one of the first.
     #[must_use]
     pub fn looks(&self) -> bool {
-        self.room.line(self.pool).queue.lock().iter().take(LOOKING).any(|one| Arc::ptr_eq(one, &self.own))
+        self.room.looks(self.pool, self.place.due)
     }
 
     /// Resolves when it is one of the first and something was freed, or when it becomes one.
@@ -120,63 +184,16 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let line = self.room.line(self.pool);
         let mut queue = line.queue.lock();
-        let Some(place) = queue.iter().position(|one| Arc::ptr_eq(one, &self.own)) else { return };
-        let _own = queue.remove(place);
-        line.len.store(queue.len(), Relaxed);
-        if place < LOOKING
-            && let Some(next) = queue.get(LOOKING - 1)
-        {
+        let looked = self.looks();
+        if queue.places.remove(&self.place).is_none() {
+            return;
+        }
+        line.note(&queue);
+        if looked && let Some(next) = queue.places.values().nth(LOOKING - 1) {
             next.notify_one();
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_now::is_ready;
-
-    /// Whether a future is ready now, without waiting.
-    mod futures_now {
-        use std::pin::pin;
-        use std::task::{Context, Waker};
-
-        pub(super) fn is_ready(future: impl Future<Output = ()>) -> bool {
-            pin!(future).poll(&mut Context::from_waker(Waker::noop())).is_ready()
-        }
-    }
-
-    const POOL: PoolId = PoolId(3);
-
-    #[test]
-    fn the_first_are_called_and_whoever_is_one_of_them_after_one_has_left() {
-        let room = Arc::new(WaitingRoom::default());
-        let most = LOOKING + 2;
-        let mut tickets: Vec<Ticket> = (0..most).filter_map(|_| room.join(POOL, most)).collect();
-        assert_eq!((tickets.len(), room.len(POOL), room.is_short(POOL)), (most, most, false));
-        assert!(room.join(POOL, most).is_none(), "the line is full");
-        assert!(room.join(PoolId(4), 3).is_some_and(|other| other.looks()), "another pool's line");
-        let joined: Vec<bool> = tickets.iter().map(|ticket| is_ready(ticket.called())).collect();
-        assert_eq!(joined.iter().filter(|is| **is).count(), LOOKING, "who is one of the first looks once more");
-        assert!(!is_ready(tickets[0].called()));
-        room.call(POOL);
-        let called: Vec<bool> = tickets.iter().map(|ticket| is_ready(ticket.called())).collect();
-        let looking: Vec<bool> = tickets.iter().map(Ticket::looks).collect();
-        assert_eq!((&called, called.iter().filter(|is| **is).count()), (&looking, LOOKING));
-        drop(tickets.remove(LOOKING));
-        assert!(!is_ready(tickets[LOOKING].called()), "those before it are all there");
-        drop(tickets.remove(3));
-        assert!(tickets[LOOKING - 1].looks() && is_ready(tickets[LOOKING - 1].called()));
-        tickets.clear();
-        assert!(room.is_empty(POOL) && room.is_short(POOL));
-        room.call(POOL);
-    }
-
-    #[test]
-    fn a_call_before_anybody_listens_is_not_lost() {
-        let room = Arc::new(WaitingRoom::default());
-        let ticket = room.join(POOL, 1).unwrap();
-        room.call(POOL);
-        assert!(is_ready(ticket.called()));
-    }
-}
+mod tests;

@@ -467,7 +467,9 @@ impl Decider {
             return Ok(());
         }
         shared.record(snapshot, placement, now);
-        snapshot.policy.placed(self.candidates.shown(), self.picked);
+        let view = self.candidates.shown();
+        snapshot.policy.placed(view, self.picked);
+        hold::spend(shared, snapshot, placement, view.len(), now);
         let (pool, slot) = (placement.decision.pool, placement.decision.chosen.slot);
         self.candidates.placed(shared, snapshot, pool, slot);
         Ok(())

@@ -36,14 +36,15 @@ use crate::clock::Now;
 use crate::config::{PolicyConfig, PolicyName};
 use crate::id::ReplicaSlot;
 
-/// Who waits for a replica.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Turn {
-    /// Nobody, or nobody for longer than this request.
-    #[default]
-    Own,
-    /// Others, who have for longer.
-    Others,
+/// What decides on whether a request waits that was picked a candidate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// Seconds that pass there until its prefill can begin.
+    pub ahead_s: f32,
+    /// It is one of the first of those who wait ([`crate::admission`]), or would be.
+    pub is_first: bool,
+    /// What may be spent on computing again what was pushed out is spent.
+    pub is_spent: bool,
 }
 
 /// What this core knows now of each candidate, as columns of equal length.
@@ -109,8 +110,6 @@ pub struct View {
     pub answer_tokens: f32,
     /// The request was placed before, and failed there.
     pub is_retry: bool,
-    /// Whose turn it is.
-    pub turn: Turn,
     /// Equal for requests that should stay together (session, else first block).
     pub affinity_key: u64,
     /// The time of the decision.
@@ -253,9 +252,8 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
     /// for one that was only looked at.
     fn placed(&self, _view: &View, _place: usize) {}
 
-    /// True when a request that was picked `place`, where `ahead_s` seconds pass until its prefill can begin, should rather
-    /// wait at the gateway for now.
-    fn waits(&self, _view: &View, _place: usize, _ahead_s: f32) -> bool {
+    /// True when a request that was picked `place` should rather wait at the gateway for now.
+    fn waits(&self, _view: &View, _place: usize, _standing: Standing) -> bool {
         false
     }
 

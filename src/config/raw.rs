@@ -264,6 +264,12 @@ pub(crate) struct RawPolicy {
     answer_weight: f64,
     /// `price`: a long prompt waits at the gateway while the best replica for it has prompts to compute anyway.
     wait: bool,
+    /// `price`: a prompt that waits is due after so many times its own prefill, and who is due first goes first.
+    #[schemars(schema_with = "form::number")]
+    patience: f64,
+    /// `price`: share of the engines' time that placements may cost in computing again what they push out.
+    #[schemars(schema_with = "form::number")]
+    regeneration_max: f64,
     sticky_until_saturated: RawStickyUntilSaturated,
     chwbl: RawChwbl,
     cache_aware: RawCacheAware,
@@ -290,6 +296,8 @@ impl From<&PolicyConfig> for RawPolicy {
             decode_weight: policy.decode_weight,
             answer_weight: policy.answer_weight,
             wait: policy.wait,
+            patience: policy.patience,
+            regeneration_max: policy.regeneration_max,
             sticky_until_saturated: RawStickyUntilSaturated::from(&policy.sticky_until_saturated),
             chwbl: RawChwbl::from(&policy.chwbl),
             cache_aware: RawCacheAware::from(&policy.cache_aware),

@@ -211,6 +211,9 @@ pub(super) fn policy(field: &Field<'_>) -> Option<PolicyConfig> {
         answer_weight: section.read("answer_weight", default.answer_weight, |field| field.number(0.0..=100.0)),
         decode_weight: section.read("decode_weight", default.decode_weight, |field| field.number(0.0..=100.0)),
         wait: section.read("wait", default.wait, Field::flag),
+        patience: section.read("patience", default.patience, |field| field.number(0.0..=1000.0)),
+        regeneration_max: section
+            .read("regeneration_max", default.regeneration_max, |field| field.number(0.01..=1000.0)),
         sticky_until_saturated: section.read(
             "sticky_until_saturated",
             default.sticky_until_saturated,

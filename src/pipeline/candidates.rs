@@ -18,7 +18,6 @@
 //! The slow columns were half of what a view of 4,096 replicas cost when each decision read its share of a 50 ms sweep
 //! whatever the size of the fleet; hence [`SWEEP_EACH_MIN`].
 
-use super::hold;
 use super::slotted::Slotted;
 use super::warming::{self, Side};
 use super::{Hold, Placement, PromptTraits, Shared, Snapshot};
@@ -153,7 +152,6 @@ impl Candidates {
         }
         let (view, tried) = (&mut kept.view, placement.tried());
         view.is_retry = !tried.is_empty();
-        view.turn = hold::turn(shared, placement);
         view.barred.clear();
         if tried.is_empty() && shared.health.is_all_plain(now) {
             return Seen { view, candidates: view.len(), side: None };
@@ -167,7 +165,7 @@ impl Candidates {
         *shown = Shown::Admitted;
         admitted.clear();
         (admitted.prompt_tokens, admitted.affinity_key) = (view.prompt_tokens, view.affinity_key);
-        (admitted.is_retry, admitted.turn, admitted.now) = (view.is_retry, view.turn, view.now);
+        (admitted.is_retry, admitted.now) = (view.is_retry, view.now);
         (admitted.index_block_tokens, admitted.answer_tokens) = (view.index_block_tokens, view.answer_tokens);
         let mut barred = view.barred.iter().peekable();
         for place in 0..view.len() {

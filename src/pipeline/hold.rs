@@ -2,8 +2,9 @@
 
 use super::candidates::Known;
 use super::{Decider, Placement, Shared, Snapshot};
+use crate::admission::{Place, Ticket};
 use crate::clock::Now;
-use crate::policy::{Turn, View};
+use crate::policy::{Standing, View};
 use crate::reject::Reject;
 use std::time::Duration;
 
@@ -18,36 +19,46 @@ pub enum Hold {
         /// See above.
         again: Now,
     },
-    /// No replica has time for it that would not lose what is needed: it stands in line ([`crate::admission`]). `again`:
-    /// when to look again if it is not called before; `None`: others are before it.
+    /// No replica has time for it that would not lose what is needed: it stands in line ([`crate::admission`]).
     Line {
-        /// See above.
+        /// When it is to be placed at the latest; who is due first stands first.
+        due: Now,
+        /// When to look again if it is not called before; `None`: others are before it.
         again: Option<Now>,
     },
 }
 
 /// Whether the policy has the request wait that was picked `place` of `view`. Who has an objective does not: what meets it
-/// was chosen as of now. Where prompts are kept in slots, it is
-/// slots that are waited for.
+/// was chosen as of now. Where prompts are kept in slots, it is slots that are waited for.
 pub(super) fn in_line(known: Known<'_>, view: &View, place: usize, placement: &Placement) -> Option<Hold> {
-    let is_slotted = known.snapshot.limits(view.slots[place]).is_slotted;
-    if placement.attempts > 1
-        || is_slotted
-        || !placement.wish.slo.is_none()
-        || !known.snapshot.policy.waits(view, place, placement.features.ahead_s)
-    {
+    let Known { shared, snapshot, now, .. } = known;
+    if placement.attempts > 1 || snapshot.limits(view.slots[place]).is_slotted || !placement.wish.slo.is_none() {
         return None;
     }
-    Some(Hold::Line { again: (view.turn == Turn::Own).then(|| known.now.plus(LOOK_AGAIN)) })
+    let pool = placement.decision.pool;
+    let due = placement.ticket.as_ref().map_or_else(|| due(known, view, place, placement), |ticket| ticket.place().due);
+    let is_first = shared.room.looks(pool, due);
+    let is_spent = shared.room.regeneration(pool).is_spent(now);
+    let standing = Standing { ahead_s: placement.features.ahead_s, is_first, is_spent };
+    let again = is_first.then(|| now.plus(LOOK_AGAIN));
+    snapshot.policy.waits(view, place, standing).then_some(Hold::Line { due, again })
 }
 
-/// Whose turn it is to be placed.
-pub(super) fn turn(shared: &Shared, placement: &Placement) -> Turn {
-    let is_own = match &placement.ticket {
-        Some(ticket) => ticket.looks(),
-        None => shared.room.is_short(placement.decision.pool),
-    };
-    if is_own { Turn::Own } else { Turn::Others }
+/// When a request is to be placed at the latest: it may wait for so many times its own prefill.
+fn due(known: Known<'_>, view: &View, place: usize, placement: &Placement) -> Now {
+    let prefill_s = view.latency.prefill_s(place, view.uncached_tokens(place), view.warm_tokens[place]);
+    let wait_s = f64::from(prefill_s) * known.snapshot.config.policy.patience;
+    placement.decision.at.plus(Duration::try_from_secs_f64(wait_s).unwrap_or(Duration::ZERO))
+}
+
+/// A request was placed: what it pushes out will be computed again.
+pub(super) fn spend(shared: &Shared, snapshot: &Snapshot, placement: &Placement, engines: usize, now: Now) {
+    let policy = &snapshot.config.policy;
+    let pushed_out_s = f64::from(placement.decision.chosen.pushed_out_s);
+    if policy.wait && pushed_out_s > 0.0 {
+        let engines_s = policy.regeneration_max * engines as f64;
+        shared.room.regeneration(placement.decision.pool).spend(pushed_out_s, engines_s, now);
+    }
 }
 
 /// Takes a place in line for a request that is to have one, and gives it up for one that is placed.
@@ -56,9 +67,9 @@ pub(super) fn turn(shared: &Shared, placement: &Placement) -> Turn {
 /// [`Reject::LineFull`].
 pub(super) fn stand(shared: &Shared, snapshot: &Snapshot, placement: &mut Placement) -> Result<(), Reject> {
     match placement.hold {
-        Some(Hold::Line { .. }) if placement.ticket.is_none() => {
+        Some(Hold::Line { due, .. }) if placement.ticket.is_none() => {
             let most = snapshot.config.limits.waiting as usize;
-            placement.ticket = Some(shared.room.join(placement.decision.pool, most).ok_or(Reject::LineFull)?);
+            placement.ticket = Some(shared.room.join(placement.decision.pool, due, most).ok_or(Reject::LineFull)?);
         }
         Some(_) => {}
         None => placement.ticket = None,
@@ -67,6 +78,12 @@ pub(super) fn stand(shared: &Shared, snapshot: &Snapshot, placement: &mut Placem
 }
 
 impl Placement {
+    /// Where it stands in line, while it does.
+    #[must_use]
+    pub fn place_in_line(&self) -> Option<Place> {
+        self.ticket.as_ref().map(Ticket::place)
+    }
+
     /// It is the decision on a request that has waited with `former` until `now`, and has its place in line.
     pub fn succeed(&mut self, mut former: Self, now: Now) {
         self.decision.at = former.decision.at;

@@ -16,13 +16,14 @@
 //! A prompt may also wait at the gateway ([`Policy::waits`]): while the best replica for it has prefill to do anyway, and
 //! what it would push out there is needed, or while that takes long, it gains nothing by being sent. When an engine has
 //! time for it, it is placed by what is known then. So engines are not idle for it, and warm prompts do not queue behind
-//! cold ones more than they must.
+//! cold ones more than they must. It waits, too, while engines spend more of their time than they may on computing again
+//! what was pushed out: that far beyond what the caches hold, each cold prompt that is let in costs another that is warm.
 
-use super::{Policy, Turn, View};
+use super::{Policy, Standing, View};
 use crate::config::PolicyConfig;
 
 /// Prefill of less than this, seconds, is not worth a wait.
-const WAIT_PREFILL_LEAST_S: f32 = 0.1;
+const WAIT_PREFILL_LEAST_S: f32 = 0.3;
 /// Prefill ahead of less than this, seconds, is about to be over.
 const BUSY_LEAST_S: f32 = 0.1;
 /// Prefill ahead of more than this, seconds, keeps an engine busy for long enough to decide later, when more is known.
@@ -89,13 +90,13 @@ impl Policy for Price {
         }
     }
 
-    fn waits(&self, view: &View, place: usize, ahead_s: f32) -> bool {
+    fn waits(&self, view: &View, place: usize, Standing { ahead_s, is_first, is_spent }: Standing) -> bool {
         let (uncached, warm) = (view.uncached_tokens(place), view.warm_tokens[place]);
         if !self.may_wait || view.latency.prefill_s(place, uncached, warm) < WAIT_PREFILL_LEAST_S {
             return false;
         }
         let needed = view.pushed_out.share(place, uncached);
-        let is_busy = view.turn == Turn::Others || ahead_s > BUSY_LEAST_S;
+        let is_busy = !is_first || is_spent || ahead_s > BUSY_LEAST_S;
         ahead_s > BUSY_MOST_S || is_busy && needed > NEEDED_LEAST
     }
 

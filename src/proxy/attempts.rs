@@ -179,7 +179,7 @@ impl Exchange<'_> {
                     counted.get_or_insert_with(|| books.hold_back());
                     Some(again)
                 }
-                Hold::Line { again } => again,
+                Hold::Line { again, .. } => again,
             };
             let again = self.until(Some(again.map_or(last, |again| again.min(last))));
             tokio::select! {

@@ -67,6 +67,8 @@ fn policy(r: &mut fastrand::Rng) -> PolicyConfig {
         answer_weight: r.f64(),
         decode_weight: r.f64(),
         wait: r.bool(),
+        patience: r.f64() * 100.0,
+        regeneration_max: 0.01 + r.f64(),
         sticky_until_saturated: StickyUntilSaturatedConfig {
             affinity: r.f64(),
             break_after: span(r, 0, 60_000),

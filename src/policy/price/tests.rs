@@ -154,23 +154,26 @@ fn few_warm_and_many_are_priced_alike() {
 }
 
 /// Whether the prompt waits that would push out `needed` at a replica with `ahead_s` to do.
-fn waits(config: &PolicyConfig, (ahead_s, needed, turn): (f32, f32, Turn)) -> bool {
-    let mut view = view(&[(1.0, ahead_s, 0.0)]);
+fn waits(config: &PolicyConfig, needed: f32, standing: Standing) -> bool {
+    let mut view = view(&[(1.0, standing.ahead_s, 0.0)]);
+    view.prompt_tokens = 4000.0;
     pushes_out(&mut view, 0, needed);
-    view.turn = turn;
-    Price::new(config).waits(&view, 0, ahead_s)
+    Price::new(config).waits(&view, 0, standing)
 }
 
 #[test]
 fn who_would_push_out_what_is_needed_waits_while_engines_are_busy_and_no_longer() {
     let config = PolicyConfig::default();
-    assert!(waits(&config, (0.3, 0.5, Turn::Own)));
-    assert!(!waits(&config, (0.0, 1.0, Turn::Own)), "an idle engine is used");
-    assert!(!waits(&config, (0.3, 0.05, Turn::Own)), "what it pushes out is over");
-    assert!(waits(&config, (2.0, 0.0, Turn::Own)), "there is time to decide later");
-    assert!(waits(&config, (0.0, 0.5, Turn::Others)), "others were there first");
-    assert!(!waits(&PolicyConfig { wait: false, ..config }, (2.0, 1.0, Turn::Others)));
+    let behind = |ahead_s: f32| Standing { ahead_s, is_first: true, is_spent: false };
+    assert!(waits(&config, 0.5, behind(0.3)));
+    assert!(!waits(&config, 1.0, behind(0.0)), "an idle engine is used");
+    assert!(!waits(&config, 0.05, behind(0.3)), "what it pushes out is over");
+    assert!(waits(&config, 0.0, behind(2.0)), "there is time to decide later");
+    assert!(waits(&config, 0.5, Standing { is_first: false, ..behind(0.0) }), "others are due before");
+    assert!(waits(&config, 0.5, Standing { is_spent: true, ..behind(0.0) }), "too much is computed again");
+    assert!(!waits(&config, 0.05, Standing { is_spent: true, ..behind(0.0) }), "nothing will be");
+    assert!(!waits(&PolicyConfig { wait: false, ..config }, 1.0, behind(2.0)));
     let mut warm = view(&[(1.0, 3.0, 1500.0)]);
     pushes_out(&mut warm, 0, 1.0);
-    assert!(!Price::new(&PolicyConfig::default()).waits(&warm, 0, 3.0), "it is short");
+    assert!(!Price::new(&PolicyConfig::default()).waits(&warm, 0, behind(3.0)), "it is short");
 }

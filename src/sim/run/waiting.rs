@@ -3,16 +3,16 @@
 
 use super::gateway::{Held, Placing};
 use super::{Event, Live, Run};
-use crate::admission::LOOKING;
+use crate::admission::{LOOKING, Place};
 use crate::clock::Now;
 use crate::pipeline::Hold;
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 /// Those who wait, by number.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    /// In line, first come, first served.
-    line: VecDeque<u32>,
+    /// In line, in its order.
+    line: BTreeMap<Place, u32>,
     /// For slots.
     slots: Vec<u32>,
 }
@@ -21,9 +21,9 @@ impl Run<'_> {
     /// The gateway has decided on a request that came just now.
     pub(super) fn decided(&mut self, request: u32, live: Live, placing: Placing) {
         if let Placing::Waits(placement) = &placing {
-            match placement.hold() {
-                Some(Hold::Slot { .. }) => self.waiting.slots.push(request),
-                Some(Hold::Line { .. }) | None => self.waiting.line.push_back(request),
+            match placement.place_in_line() {
+                Some(place) => drop(self.waiting.line.insert(place, request)),
+                None => self.waiting.slots.push(request),
             }
             self.at(live.arrived.plus(self.gateway.wait_max()), Event::LookAgain { request });
         }
@@ -44,7 +44,7 @@ impl Run<'_> {
             Placing::Waits(placement) => {
                 let again = match placement.hold() {
                     Some(Hold::Slot { again }) => Some(again),
-                    Some(Hold::Line { again }) => again,
+                    Some(Hold::Line { again, .. }) => again,
                     None => None,
                 };
                 if let Some(again) = again {
@@ -65,7 +65,7 @@ impl Run<'_> {
         for request in self.waiting.slots.clone() {
             self.look(request);
         }
-        let first: Vec<u32> = self.waiting.line.iter().take(LOOKING).copied().collect();
+        let first: Vec<u32> = self.waiting.line.values().take(LOOKING).copied().collect();
         first.into_iter().for_each(|request| self.look(request));
     }
 
@@ -91,11 +91,11 @@ impl Run<'_> {
             self.gateway.look_again(request, *placement, &live, &self.engines, self.now)
         };
         if !matches!(placing, Placing::Waits(_)) {
-            let was_looking = self.waiting.line.iter().take(LOOKING).any(|other| *other == request);
-            self.waiting.line.retain(|other| *other != request);
+            let was_looking = self.waiting.line.values().take(LOOKING).any(|other| *other == request);
+            self.waiting.line.retain(|_, other| *other != request);
             self.waiting.slots.retain(|other| *other != request);
             // Whoever is one of the first now is called.
-            if was_looking && let Some(&next) = self.waiting.line.get(LOOKING - 1) {
+            if was_looking && let Some(&next) = self.waiting.line.values().nth(LOOKING - 1) {
                 self.call(next);
             }
         }
