@@ -12,7 +12,9 @@
 //!   for another reason (two requests at once, a slot that was busy) cost little.
 //!
 //! Where somebody has said how large the cache is, that is believed as long as predictions come true on the whole; and
-//! single answers weigh little then: it takes several in a row that say the same.
+//! single answers weigh little then: it takes several in a row that say the same. What was taken to be smaller than was
+//! said, and is found to hold more than that after all, is believed again at once: what is gone may have gone for many
+//! reasons, what is there was kept.
 //!
 //! An engine that counts its evictions is better than evidence: as long as it has evicted nothing it remembers all, and
 //! what it holds at its first eviction is what it can hold. Where answers contradict that, answers are believed.
@@ -333,7 +335,17 @@ impl Memory {
     /// A cache of `distance` blocks would be enough for what was found.
     fn found(&mut self, distance: f32) {
         let (estimate, distance) = (self.blocks(), distance.max(1.0));
-        if self.is_untouched || self.comes_true(-1.0) {
+        if self.is_untouched {
+            return;
+        }
+        if self.assumed.is_said && self.log_factor < 0.0 && distance > estimate {
+            let most = (-self.log_factor).min(DOWN_MAX);
+            self.log_factor += ((distance / estimate).ln() * DOWN).min(most);
+            self.streak = 0;
+            return;
+        }
+        if self.comes_true(-1.0) {
+            self.streak = self.streak.min(0);
             return;
         }
         if distance > estimate {
@@ -355,8 +367,12 @@ impl Memory {
             return;
         }
         let estimate = self.blocks();
+        if self.comes_true(1.0) {
+            self.streak = self.streak.max(0);
+            return;
+        }
         // What was used just now is gone for another reason.
-        if self.comes_true(1.0) || distance >= estimate || distance < self.assumed_blocks() * self.factor_min() {
+        if distance >= estimate || distance < self.assumed_blocks() * self.factor_min() {
             return;
         }
         let most = self.most(-1, DOWN_MAX);

@@ -254,3 +254,23 @@ fn engines_of_other_blocks_and_sizes_come_to_what_they_hold() {
         assert!((0.95..1.05).contains(&ratio), "blocks of {block}: {ratio}");
     }
 }
+
+#[test]
+fn what_was_said_is_believed_again_once_more_is_found_than_was_believed() {
+    let memories = Memories::new(1);
+    let _news = memories.assume(SLOT, said(4000.0));
+    // A run of misses that have another reason.
+    for _ in 0..30 {
+        let _news = answer(&memories, 500, 0.0);
+    }
+    let believed = memories.learned(SLOT).factor;
+    assert!(believed < 0.7, "{believed}");
+    for _ in 0..20 {
+        let _news = answer(&memories, 3500, 100.0);
+    }
+    let believed = memories.learned(SLOT).factor;
+    assert!((0.85..=1.0).contains(&believed), "{believed}");
+    let kept = memories.learned(SLOT).factor;
+    let _news = answer(&memories, 500, 0.0);
+    assert!(memories.learned(SLOT).factor > kept - 0.03, "one answer weighs little");
+}
