@@ -9,7 +9,7 @@ use crate::reject::Reject;
 use std::time::Duration;
 
 /// The first in line look for a replica so often, whatever happens: as time goes by, caches grow colder.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Why a request is not placed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,10 +10,12 @@ use super::table::{self, Table};
 use crate::sim::result::{RunResult, Series};
 
 /// What is plotted over load, and how the axis is divided.
-const PLOTTED: [(&str, Scale); 12] = [
+const PLOTTED: [(&str, Scale); 14] = [
     ("ttft_p50_s", Scale::Log),
     ("ttft_p90_s", Scale::Log),
     ("ttft_p99_s", Scale::Log),
+    ("ttft_from_arrival_p50_s", Scale::Log),
+    ("ttft_from_arrival_p90_s", Scale::Log),
     ("hit_rate", Scale::Linear),
     ("regenerated_share", Scale::Linear),
     ("output_tokens_per_s", Scale::Linear),

@@ -8,12 +8,14 @@ use super::measure::{Better, Measure, Unit};
 use super::statistics::Estimate;
 
 /// Columns that a table shows when there is something to show.
-pub const COLUMNS: [&str; 11] = [
+pub const COLUMNS: [&str; 13] = [
     "hit_rate",
     "regenerated_share",
     "ttft_p50_s",
     "ttft_p90_s",
     "ttft_p99_s",
+    "ttft_from_arrival_p50_s",
+    "ttft_from_arrival_p90_s",
     "tpot_p50_s",
     "e2e_p50_s",
     "output_tokens_per_s",
@@ -41,7 +43,9 @@ pub fn columns(grid: &Grid<'_>) -> Vec<Measure> {
         columns.extend(["ttft_p50_s", "ttft_p95_s"].into_iter().filter_map(|key| Measure::of(key)?.of_class(&class)));
     }
     columns.extend(LAST.into_iter().filter_map(Measure::of));
-    columns.retain(|measure| grid.has(measure));
+    // Where nobody waits, from arrival is from admission.
+    let has_waits = Measure::of("admission_wait_mean_s").is_some_and(|wait| grid.has(&wait));
+    columns.retain(|measure| grid.has(measure) && (has_waits || !measure.metric.key.starts_with("ttft_from_arrival")));
     columns
 }
 

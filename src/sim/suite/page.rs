@@ -14,17 +14,29 @@ use crate::sim::report::table::{self, Cell, Table};
 use crate::sim::result::{RunResult, Series};
 
 /// What the Markdown page plots and tells by load; the HTML page has all.
-const BY_LOAD: [&str; 5] = ["ttft_p50_s", "ttft_p90_s", "hit_rate", "output_tokens_per_s", "admission_wait_mean_s"];
+const BY_LOAD: [&str; 7] = [
+    "ttft_p50_s",
+    "ttft_p90_s",
+    "ttft_from_arrival_p50_s",
+    "ttft_from_arrival_p90_s",
+    "hit_rate",
+    "output_tokens_per_s",
+    "admission_wait_mean_s",
+];
 /// What is told of hot prefixes, where there are any.
 const OF_HOT: [&str; 5] = ["holders_before", "holders_while_hot", "holders_after", "holder_changes_per_min", "herding"];
 /// What a baseline may be better in.
-const COMPARED: [&str; 14] = [
+const COMPARED: [&str; 18] = [
     "hit_rate",
     "regenerated_share",
     "ttft_p50_s",
     "ttft_p90_s",
     "ttft_p95_s",
     "ttft_p99_s",
+    "ttft_from_arrival_p50_s",
+    "ttft_from_arrival_p90_s",
+    "ttft_from_arrival_p95_s",
+    "ttft_from_arrival_p99_s",
     "tpot_p50_s",
     "tpot_p90_s",
     "e2e_p50_s",
