@@ -333,7 +333,7 @@ pub struct PolicyConfig {
     /// `price`: a long prompt waits at the gateway while the best replica for it has prompts to compute anyway. Default yes.
     pub wait: bool,
     /// `price`: a prompt that waits is due after so many times its own prefill, and who is due first goes first. With 0 it
-    /// is first come, first served. Default 40.
+    /// is first come, first served. Default 30.
     pub patience: f64,
     /// `price`: share of the engines' time that placements may cost in computing again what they push out, while prompts
     /// that push out what is needed wait. Default 0.25.
@@ -365,7 +365,7 @@ impl Default for PolicyConfig {
             decode_weight: 0.2,
             answer_weight: 0.0,
             wait: true,
-            patience: 40.0,
+            patience: 30.0,
             regeneration_max: 0.25,
             sticky_until_saturated: StickyUntilSaturatedConfig::default(),
             chwbl: ChwblConfig::default(),

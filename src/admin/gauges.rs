@@ -107,6 +107,11 @@ fn show_pools(registry: &Registry, core: &Core, snapshot: &Snapshot) -> promethe
     };
     let ratio = gauge("emberlane_model_bytes_per_token", "Prompt bytes to a token, learned.", &["model"])?;
     let waiting = gauge("emberlane_waiting_requests", "Requests that wait for a replica.", &["model"])?;
+    let spent = gauge(
+        "emberlane_regeneration_spent_seconds",
+        "Seconds until placements may again cost engines time for computing again what they push out; 0: they may now.",
+        &["model"],
+    )?;
     let again = gauge(
         "emberlane_model_reuse_share",
         "Share of the prompt blocks that have been idle for so many seconds which are used again, learned.",
@@ -114,6 +119,8 @@ fn show_pools(registry: &Registry, core: &Core, snapshot: &Snapshot) -> promethe
     )?;
     for pool in &snapshot.fleet.pools {
         waiting.with_label_values(&[&pool.model]).set(core.shared.room.len(pool.id) as f64);
+        let spent_s = core.shared.room.regeneration(pool.id).spent_s(core.clock.now());
+        spent.with_label_values(&[&pool.model]).set(spent_s);
         let Some(traits) = snapshot.traits.get(pool.id) else { continue };
         ratio.with_label_values(&[&pool.model]).set(traits.ratio.bytes_per_token());
         for (idle_ms, share) in traits.reuse.curve().step_by(4) {

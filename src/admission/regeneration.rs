@@ -25,6 +25,12 @@ impl Regeneration {
         self.spent_until.load(Relaxed) > now.0
     }
 
+    /// Seconds until it is not any more.
+    #[must_use]
+    pub fn spent_s(&self, now: Now) -> f64 {
+        Now(self.spent_until.load(Relaxed)).seconds_since(now)
+    }
+
     /// `engine_s` seconds of an engine will be spent on what was pushed out now; `engines` is how many seconds of engines
     /// may be, each second.
     pub fn spend(&self, engine_s: f64, engines: f64, now: Now) {
@@ -56,6 +62,7 @@ mod tests {
         assert!(!account.is_spent(at(100)), "8 of 10 s");
         account.spend(3.0, 0.5, at(100));
         assert!(account.is_spent(at(103)), "14 of 10 s");
+        assert!((account.spent_s(at(103)) - 1.0).abs() < 1e-9 && account.spent_s(at(105)) <= 0.0);
         assert!(!account.is_spent(at(104)));
         account.spend(0.0, 0.5, at(104));
         assert!(!account.is_spent(at(104)));

@@ -156,7 +156,7 @@ impl Gateway {
     pub(super) fn place(&mut self, request: u32, live: &Live, engines: &[SimEngine], now: Now) -> Placing {
         let Self { chain, shared, snapshot, .. } = self;
         chain.clear();
-        fingerprint(&live.prompt, chain);
+        fingerprint(&live.prompt, 0, chain);
         let first = chain.first().map_or(live.asked.key, |block| block.0);
         if self.ablation == Ablation::IndexOff {
             chain.clear();
@@ -297,13 +297,12 @@ impl Gateway {
             return self.decider.recycle(placement);
         }
         if self.ablation != Ablation::IndexOff {
-            let (chain, prompt_blocks) = (&mut self.chain, (live.prompt_tokens / BLOCK_TOKENS) as usize);
-            let (mut said, tokens) = (live.prompt.clone(), live.asked.output_tokens);
+            let (chain, prompt_blocks) = (&mut self.chain, live.prompt_tokens / BLOCK_TOKENS);
             let id = if live.asked.output == 0 { mix(live.asked.key) } else { live.asked.output };
-            said.push(Segment { id, tokens });
+            let said = Segment { id, tokens: live.asked.output_tokens };
             chain.clear();
-            fingerprint(&said, chain);
-            self.shared.record_more(&mut placement, &chain[prompt_blocks.min(chain.len())..]);
+            fingerprint(live.prompt.iter().chain([&said]), prompt_blocks, chain);
+            self.shared.record_more(&mut placement, chain);
         }
         self.shared.confirm(&placement);
         let answer = Answered {
@@ -396,9 +395,9 @@ fn head(prompt: &[Segment]) -> Head {
     Head::of_pieces(pieces)
 }
 
-/// The fingerprint of a prompt: a hash for each whole block, which stands for all before it, as segments do.
-fn fingerprint(prompt: &[Segment], chain: &mut Vec<BlockHash>) {
-    let (mut end, mut block) = (0_u32, 0_u32);
+/// The fingerprint of a prompt from `block` on: a hash for each whole block, which stands for all before it, as segments do.
+fn fingerprint<'s>(prompt: impl IntoIterator<Item = &'s Segment>, mut block: u32, chain: &mut Vec<BlockHash>) {
+    let mut end = 0_u32;
     for segment in prompt {
         end += segment.tokens;
         while (block + 1) * BLOCK_TOKENS <= end {

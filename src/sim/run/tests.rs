@@ -1,7 +1,7 @@
 //! Whole runs of small workloads.
 
 use super::*;
-use crate::sim::workload::{Call, HotPrefixes, Pace, Script};
+use crate::sim::workload::{Call, HotPrefixes, Pace, Script, Source};
 
 fn call(prompt: &[(u64, u32)], output: u64, after: &[u32], think_s: f32) -> Call {
     Call {
@@ -224,4 +224,24 @@ fn requests_wait_at_the_gateway_when_there_is_too_much_to_do_and_none_is_lost() 
     assert_eq!(waiting.rejected, 0);
     assert!(waiting.ttft_p90_s < at_once.ttft_p90_s, "{waiting:?}\n{at_once:?}");
     assert!(waiting.output_tokens_per_s > 0.95 * at_once.output_tokens_per_s, "{waiting:?}\n{at_once:?}");
+}
+
+#[test]
+fn beyond_what_caches_hold_conversations_stay_warm_and_all_have_their_turn() {
+    let workload = Source::open("perf/traces/agent_sessions.jsonl.gz").unwrap().workload(1);
+    let overloaded = |spec: &str| {
+        let chooser = Chooser::Policy(PolicyConfig::from_spec(spec).unwrap());
+        let engines = vec![EngineModel::by_name("qwen3-32b").unwrap(); 8];
+        run(&Plan { load: 8.0, duration_s: 1_500.0, engines, ..plan(&workload, chooser, 1) })
+    };
+    let (ours, in_turn) = (overloaded("price"), overloaded("price(patience=0,regeneration_max=1000)"));
+    let at_once = overloaded("price(wait=false)");
+    assert_eq!((ours.rejected, ours.completed), (0, ours.requests));
+    for other in [&in_turn, &at_once] {
+        assert!(ours.output_tokens_per_s > 1.1 * other.output_tokens_per_s, "{ours:?}\n{other:?}");
+        assert!(ours.hit_rate > other.hit_rate + 0.2, "{ours:?}\n{other:?}");
+        assert!(ours.ttft_from_arrival_p50_s < 0.5 * other.ttft_from_arrival_p50_s, "{ours:?}\n{other:?}");
+        assert!(ours.ttft_from_arrival_mean_s < 1.1 * other.ttft_from_arrival_mean_s, "{ours:?}\n{other:?}");
+    }
+    assert!(ours.ttft_from_arrival_p50_s >= ours.ttft_p50_s && ours.ttft_from_arrival_p99_s < 600.0, "{ours:?}");
 }
