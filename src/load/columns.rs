@@ -17,6 +17,7 @@ use super::heard::PERIODS_UNTIL_STALE;
 use super::report::{LoadReport, LoadSource};
 use crate::clock::Now;
 use crate::id::ReplicaSlot;
+use std::hint::select_unpredictable;
 use std::time::Duration;
 
 /// Periods over which its weight then falls to nothing.
@@ -214,14 +215,15 @@ impl ReportColumns {
             self.outdated += 1;
             return;
         }
+        // No branches on what reports say: nobody can foretell it, and a wrong guess costs as much as all the rest.
         let others = report.running.saturating_add(report.waiting).saturating_sub(report.own_in_flight);
-        let is_stuck = report.waiting > 0 && (cell.stuck == 0 || report.running <= cell.running);
-        let stuck = if is_stuck { cell.stuck.saturating_add(1) } else { u8::from(report.waiting > 0) };
-        let tokens = others_tokens(report, others);
+        let some_wait = report.waiting > 0;
+        let before = cell.stuck * u8::from(some_wait & (report.running <= cell.running));
+        let stuck = before.saturating_add(u8::from(some_wait));
         let elsewhere = Elsewhere {
             requests: lossy(others),
-            prefill_tokens: tokens,
-            slots: if stuck >= STUCK_REPORTS { lossy(report.running.max(1)) } else { f32::INFINITY },
+            prefill_tokens: others_tokens(report, others),
+            slots: select_unpredictable(stuck >= STUCK_REPORTS, lossy(report.running.max(1)), f32::INFINITY),
             kv_usage: report.kv_usage.filter(|share| share.is_finite()).map(|share| share.clamp(0.0, 1.0)),
             weight: 1.0,
         };
@@ -357,8 +359,8 @@ impl ReportColumns {
 const fn others_tokens(report: &LoadReport, others: u32) -> f32 {
     let Some(tokens) = report.prefill_tokens else { return 0.0 };
     let beyond = lossy(tokens.saturating_sub(report.own_prefill_tokens));
-    let all = lossy(report.running.saturating_add(report.waiting));
-    if others == 0 { 0.0 } else { beyond.min(lossy(tokens) * lossy(others) / all) }
+    let all = lossy(report.running.saturating_add(report.waiting)).max(1.0);
+    beyond.min(lossy(tokens) * lossy(others) / all)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "takes the lower bits")]
