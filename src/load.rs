@@ -47,12 +47,11 @@ struct Cell {
     requests: AtomicU32,
     prefill_tokens: AtomicU64,
     context_tokens: AtomicU64,
-    history: History,
 }
 
 impl Cell {
-    fn note(&self, now: Now) {
-        self.history.note(self.requests.load(Relaxed), self.prefill_tokens.load(Relaxed), now);
+    fn note(&self, history: &History, now: Now) {
+        history.note(self.requests.load(Relaxed), self.prefill_tokens.load(Relaxed), now);
     }
 }
 
@@ -60,6 +59,8 @@ impl Cell {
 #[derive(Debug)]
 pub struct LoadColumns {
     cells: Box<[Cell]>,
+    /// Apart from the cells: who follows a group reads these, and each history is as large as forty of them.
+    histories: Box<[History]>,
     versions: Box<[AtomicU32]>,
     /// Since when each slot is its replica's.
     taken_up: Box<[AtomicU64]>,
@@ -71,6 +72,7 @@ impl LoadColumns {
     pub fn new(slots_max: usize) -> Self {
         Self {
             cells: (0..slots_max).map(|_| Cell::default()).collect(),
+            histories: (0..slots_max).map(|_| History::default()).collect(),
             versions: (0..slots_max.div_ceil(GROUP)).map(|_| AtomicU32::new(0)).collect(),
             taken_up: (0..slots_max).map(|_| AtomicU64::new(0)).collect(),
         }
@@ -127,9 +129,10 @@ impl LoadColumns {
     /// against.
     #[must_use]
     pub fn most_since(&self, slot: ReplicaSlot, from: Now, now: Now) -> Most {
-        self.cells.get(slot.index()).map_or_else(Most::default, |cell| {
-            cell.note(now);
-            cell.history.most(from, now)
+        let of_slot = self.cells.get(slot.index()).zip(self.histories.get(slot.index()));
+        of_slot.map_or_else(Most::default, |(cell, history)| {
+            cell.note(history, now);
+            history.most(from, now)
         })
     }
 
@@ -174,7 +177,9 @@ impl Flight {
             cell.requests.fetch_add(1, Relaxed);
             cell.prefill_tokens.fetch_add(uncached_tokens, Relaxed);
             cell.context_tokens.fetch_add(context_tokens, Relaxed);
-            cell.note(now);
+            if let Some(history) = columns.histories.get(slot.index()) {
+                cell.note(history, now);
+            }
         });
         Self { columns: Arc::clone(columns), slot, prefill_tokens: uncached_tokens, context_tokens }
     }

@@ -29,13 +29,13 @@ pub struct Most {
 /// place by being larger, and no lock is needed.
 #[derive(Debug)]
 pub(super) struct History {
-    requests: [AtomicU64; BUCKETS],
-    tokens: [AtomicU64; BUCKETS],
+    /// Requests and tokens: both are noted together.
+    buckets: [[AtomicU64; 2]; BUCKETS],
 }
 
 impl Default for History {
     fn default() -> Self {
-        Self { requests: [const { AtomicU64::new(0) }; BUCKETS], tokens: [const { AtomicU64::new(0) }; BUCKETS] }
+        Self { buckets: [const { [AtomicU64::new(0), AtomicU64::new(0)] }; BUCKETS] }
     }
 }
 
@@ -44,8 +44,11 @@ impl History {
     pub(super) fn note(&self, requests: u32, prefill_tokens: u64, now: Now) {
         let number = number(now);
         let tokens = prefill_tokens.min(u64::from(u32::MAX));
-        for (ring, value) in [(&self.requests, u64::from(requests)), (&self.tokens, tokens)] {
-            ring[place(number)].fetch_max(number << 32 | value, Relaxed);
+        for (most, value) in self.buckets[place(number)].iter().zip([u64::from(requests), tokens]) {
+            let noted = number << 32 | value;
+            if most.load(Relaxed) < noted {
+                most.fetch_max(noted, Relaxed);
+            }
         }
     }
 
@@ -54,15 +57,15 @@ impl History {
         let last = number(to);
         let first = number(from).max((last + 1).saturating_sub(BUCKETS as u64));
         let oldest = (last + 1).saturating_sub(BUCKETS as u64);
-        let most = |ring: &[AtomicU64]| {
+        let most = |which: usize| {
             let noted = |number: u64| {
-                let word = ring[place(number)].load(Relaxed);
+                let word = self.buckets[place(number)][which].load(Relaxed);
                 (word >> 32 == number).then_some(word & u64::from(u32::MAX))
             };
             let before = (oldest..first).rev().find_map(noted);
             u32::try_from((first..=last).filter_map(noted).chain(before).max().unwrap_or(0)).unwrap_or(u32::MAX)
         };
-        Most { requests: most(&self.requests), prefill_tokens: most(&self.tokens) }
+        Most { requests: most(0), prefill_tokens: most(1) }
     }
 }
 
