@@ -254,7 +254,7 @@ impl Work {
         if let (Some(cell), Some(place)) = (self.backlogs.cells.get(self.slot.index()), self.place)
             && let Some(own) = cell.places.get(usize::from(place))
         {
-            own.arrives.store(now.plus(seconds(f64::from(cell.pace().travel_s))).0, Relaxed);
+            own.arrives.store(later(now, f64::from(cell.pace().travel_s)).0, Relaxed);
         }
     }
 
@@ -333,16 +333,19 @@ impl Drop for Work {
 }
 
 /// Seconds from `from` to `to`, which may be before it.
-fn signed_s(to: Now, from: Now) -> f64 {
-    to.seconds_since(from) - from.seconds_since(to)
+#[expect(clippy::cast_precision_loss, reason = "exact for a hundred days")]
+const fn signed_s(to: Now, from: Now) -> f64 {
+    to.0.wrapping_sub(from.0).cast_signed() as f64 / 1e9
 }
 
 const fn bounded(seconds: f64) -> f64 {
     if seconds.is_finite() { seconds.clamp(0.0, WORK_S_MAX) } else { 0.0 }
 }
 
-fn seconds(seconds: f64) -> Duration {
-    Duration::from_secs_f64(bounded(seconds))
+/// The time `seconds` after `now`, to the nearest nanosecond.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded")]
+const fn later(now: Now, seconds: f64) -> Now {
+    Now(now.0.saturating_add((bounded(seconds) * 1e9 + 0.5) as u64))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "seconds of 7 digits")]

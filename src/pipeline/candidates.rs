@@ -20,7 +20,7 @@
 
 use super::slotted::Slotted;
 use super::warming::{self, Side};
-use super::{Hold, Placement, PromptTraits, Shared, Snapshot};
+use super::{Hold, Limits, Placement, PromptTraits, Shared, Snapshot};
 use crate::clock::Now;
 use crate::fleet::Pool;
 use crate::id::{BlockHash, PoolId, ReplicaSlot};
@@ -400,7 +400,7 @@ fn load(view: &View, place: usize, (prompt, others): (Prompt, f32), known: Known
     let requests = view.in_flight[place];
     let over = (requests + 1.0 - limits.slots).max(0.0) / limits.slots.max(1.0);
     let pace = view.latency.learned(place).pace();
-    let cache = cache(slot, known);
+    let cache = cache(slot, &limits, known);
     let backlog = known.shared.backlogs.read(slot, (&pace, &cache), prompt, sent);
     Load {
         others_s: others * view.prefill_s_per_token[place] + over * view.service_s[place],
@@ -411,10 +411,11 @@ fn load(view: &View, place: usize, (prompt, others): (Prompt, f32), known: Known
 }
 
 /// The KV cache of `slot`, as far as requests wait for room in it.
-fn cache(slot: ReplicaSlot, known: Known<'_>) -> Cache {
-    let limits = known.snapshot.limits(slot);
-    let tokens = if limits.is_kv_said { limits.kv_tokens } else { f32::INFINITY };
-    Cache { tokens, answer_s: known.shared.rates.answer_s(slot) }
+fn cache(slot: ReplicaSlot, limits: &Limits, known: Known<'_>) -> Cache {
+    if !limits.is_kv_said {
+        return Cache::default();
+    }
+    Cache { tokens: limits.kv_tokens, answer_s: known.shared.rates.answer_s(slot) }
 }
 
 /// What the request of `view` meets at `place` if it is sent there at `sent`.

@@ -3,11 +3,14 @@
 use super::queue::{Begin, Join, Newcomer, Prompt, Room, Standing, play};
 use super::{
     Backlog, CACHE_DOUBT, CHUNK_TOKENS, Cache, PLACES, Pace, SHARE, SHARE_FOLLOWS, SHARE_OVER_S, SLOWNESS,
-    STEP_FOLLOWS, Step, TELL_EVERY, TOKENS_MAX, TOKENS_OLD, TOKENS_TO_SHARE, Task, narrow, seconds, signed_s,
+    STEP_FOLLOWS, Step, TELL_EVERY, TOKENS_MAX, TOKENS_OLD, TOKENS_TO_SHARE, Task, later, narrow, signed_s,
 };
 use crate::clock::Now;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+
+/// Prompts standing at one replica that are few.
+const FEW: usize = 8;
 
 #[derive(Debug, Default)]
 pub(super) struct Place {
@@ -17,41 +20,45 @@ pub(super) struct Place {
     pub(super) before: AtomicU32,
 }
 
+/// One replica's. What is read of all of them, whatever stands there, is the first cache line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Cell {
-    pub(super) places: [Place; PLACES],
+    /// Which of `places` are taken, a bit each.
     pub(super) taken: AtomicU64,
     /// Those without a place, and their microseconds.
-    pub(super) beyond: AtomicU32,
     pub(super) beyond_us: AtomicU64,
-    /// When a step began, and whether the engine was idle until then.
-    pub(super) began: AtomicU64,
-    pub(super) was_idle: AtomicBool,
-    /// Requests that were ever placed here.
-    pub(super) came: AtomicU32,
+    pub(super) beyond: AtomicU32,
     /// Answers under way, their prompts' tokens, and the sum of the times of their first tokens.
     pub(super) decoding: AtomicU32,
     pub(super) decoding_tokens: AtomicU64,
     pub(super) first: AtomicU64,
+    /// Seconds of prefill that came of late (the bits of an `f64`), as of a moment.
+    pub(super) lately_s: AtomicU64,
+    pub(super) lately_at: AtomicU64,
     /// When a step was last seen to end, and what steps take by what they should (the bits of an `f32`; zero: unknown).
     pub(super) token_at: AtomicU64,
     pub(super) slowness: AtomicU32,
     /// What prompts take of the cache, by their tokens (the bits of an `f32`; zero: unknown): less than all, where several
     /// share some, and more, where others use it too.
     pub(super) share: AtomicU32,
+    /// When a step began, and whether the engine was idle until then.
+    pub(super) began: AtomicU64,
+    pub(super) was_idle: AtomicBool,
+    /// Requests that were ever placed here.
+    pub(super) came: AtomicU32,
     /// When a step was last told of.
     pub(super) told_at: AtomicU64,
     /// The pace by which the last request was placed (the bits of `f32`s).
     pub(super) pace: [AtomicU32; 6],
-    /// Seconds of prefill that came of late (the bits of an `f64`), as of a moment.
-    pub(super) lately_s: AtomicU64,
-    pub(super) lately_at: AtomicU64,
+    /// Prompts that stand; elsewhere, for they take ten times as much as all of the rest.
+    pub(super) places: Box<[Place; PLACES]>,
 }
 
 impl Default for Cell {
     fn default() -> Self {
         Self {
-            places: std::array::from_fn(|_| Place::default()),
+            places: Box::new(std::array::from_fn(|_| Place::default())),
             taken: AtomicU64::new(0),
             beyond: AtomicU32::new(0),
             beyond_us: AtomicU64::new(0),
@@ -82,25 +89,29 @@ pub(super) struct Decoding {
     pub(super) step_s: f32,
 }
 
-/// The prompts standing at one replica, in the order of their arrival, and where each has its place.
-struct Queue {
-    standing: [Standing; PLACES],
-    places: [u8; PLACES],
+/// The prompts standing at one replica, `N` at most, in the order of their arrival, and where each has its place.
+struct Queue<const N: usize> {
+    standing: [Standing; N],
+    places: [u8; N],
     len: usize,
 }
 
 impl Cell {
     /// What came of late. Two shards at once may lose one of two additions: it is an average.
     pub(super) fn lately_s(&self, now: Now) -> f64 {
+        let lately_s = f64::from_bits(self.lately_s.load(Relaxed));
+        if lately_s <= 0.0 {
+            return 0.0;
+        }
         let passed = now.seconds_since(Now(self.lately_at.load(Relaxed)));
-        f64::from_bits(self.lately_s.load(Relaxed)) * (-passed / SHARE_OVER_S).exp()
+        lately_s * (-passed / SHARE_OVER_S).exp()
     }
 
     /// The queue, with times from `from` on.
-    fn queue(&self, from: Now) -> Queue {
-        let mut queue = Queue { standing: [Standing::default(); PLACES], places: [0; PLACES], len: 0 };
+    fn queue<const N: usize>(&self, from: Now) -> Queue<N> {
+        let mut queue = Queue { standing: [Standing::default(); N], places: [0; N], len: 0 };
         let mut taken = self.taken.load(Relaxed);
-        while taken != 0 {
+        while taken != 0 && queue.len < N {
             let place = taken.trailing_zeros();
             taken &= taken - 1;
             let Some(cell) = self.places.get(place as usize) else { break };
@@ -148,16 +159,16 @@ impl Cell {
         let seen = Now(self.token_at.load(Relaxed));
         let step_s = f64::from(step_s);
         if now.since(seen) > TOKENS_OLD || step_s <= 0.0 {
-            return arrives.plus(seconds(step_s / 2.0));
+            return later(arrives, step_s / 2.0);
         }
         let steps = (signed_s(arrives, seen) / step_s).ceil().max(0.0);
-        seen.plus(seconds(steps * step_s))
+        later(seen, steps * step_s)
     }
 
     /// A request comes; the first of those standing finds a step begin. Returns its place, if there is one.
     #[expect(clippy::cast_possible_truncation, reason = "one of 64")]
     pub(super) fn stand(&self, task: &Task, pace: &Pace, now: Now) -> Option<u8> {
-        let arrives = task.sent.plus(seconds(f64::from(pace.travel_s)));
+        let arrives = later(task.sent, f64::from(pace.travel_s));
         if self.taken.load(Relaxed) == 0 {
             let is_idle = self.decoding.load(Relaxed) == 0;
             let began = if is_idle { arrives } else { self.step_end(arrives, self.decoding(pace, now).step_s, now) };
@@ -181,7 +192,7 @@ impl Cell {
         if now > began && self.taken.load(Relaxed) != 0 {
             let pace = self.pace();
             let step_s = self.decoding(&pace, now).step_s;
-            let mut queue = self.queue(began);
+            let mut queue = self.queue::<PLACES>(began);
             let until_s = signed_s(now, began);
             let standing = queue.standing.get_mut(..queue.len).unwrap_or_default();
             play(standing, self.begin(0.0), (&pace, step_s, Room::ANY), until_s, Newcomer::NONE);
@@ -251,9 +262,16 @@ impl Cell {
     /// What a request with `prompt` that is sent at `sent` meets.
     pub(super) fn read(&self, pace: &Pace, cache: &Cache, prompt: Prompt, sent: Now) -> Backlog {
         let taken = self.taken.load(Relaxed);
+        let beyond_s = Duration::from_micros(self.beyond_us.load(Relaxed)).as_secs_f64();
+        let prefills = taken.count_ones() + self.beyond.load(Relaxed);
+        let prefill_share = narrow(self.lately_s(sent) / SHARE_OVER_S);
+        if taken == 0 && self.decoding.load(Relaxed) == 0 {
+            let ahead_s = narrow(beyond_s);
+            return Backlog { prefills, ahead_s, room_tokens: CHUNK_TOKENS, prefill_share, ..Backlog::default() };
+        }
         let decoding = self.decoding(pace, sent);
         let Decoding { step_s, generated, .. } = decoding;
-        let arrives = sent.plus(seconds(f64::from(pace.travel_s)));
+        let arrives = later(sent, f64::from(pace.travel_s));
         let room = room(cache, self.share(), &decoding, signed_s(sent, arrives));
         let is_roomy = room.fits(prompt);
         let (at_s, is_decoding) = match decoding.answers {
@@ -264,22 +282,29 @@ impl Cell {
             0 if is_roomy => Join { at_s, work_s: 0.0, room: CHUNK_TOKENS, is_decoding, is_full: false },
             _ => self.join((pace, step_s, room), prompt, arrives, at_s),
         };
-        let beyond_s = Duration::from_micros(self.beyond_us.load(Relaxed)).as_secs_f64();
         Backlog {
-            prefills: taken.count_ones() + self.beyond.load(Relaxed),
+            prefills,
             ahead_s: narrow(join.at_s.max(0.0) + join.work_s + beyond_s),
             room_tokens: join.room,
             step_s: if join.is_decoding { step_s } else { 0.0 },
             is_full: join.is_full,
             decoding: decoding.answers,
             generated_tokens: generated,
-            prefill_share: narrow(self.lately_s(sent) / SHARE_OVER_S),
+            prefill_share,
         }
     }
 
     /// When a `prompt` that is there at `arrives` has its turn; with nobody before it, a step begins at `at_s`.
     pub(super) fn join(&self, engine: (&Pace, f32, Room), prompt: Prompt, arrives: Now, at_s: f64) -> Join {
-        let mut queue = self.queue(arrives);
+        // To make a queue takes as long as it has room for: seldom do more than a few stand.
+        match self.taken.load(Relaxed).count_ones() as usize {
+            0..=FEW => self.join_among::<FEW>(engine, prompt, arrives, at_s),
+            _ => self.join_among::<PLACES>(engine, prompt, arrives, at_s),
+        }
+    }
+
+    fn join_among<const N: usize>(&self, engine: (&Pace, f32, Room), prompt: Prompt, arrives: Now, at_s: f64) -> Join {
+        let mut queue = self.queue::<N>(arrives);
         let standing = queue.standing.get_mut(..queue.len).unwrap_or_default();
         let began_s = signed_s(Now(self.began.load(Relaxed)), arrives);
         let begin = self.begin(if standing.is_empty() { at_s } else { began_s });
@@ -306,7 +331,7 @@ fn room(cache: &Cache, share: f32, decoding: &Decoding, now_s: f64) -> Room {
     }
 }
 
-impl Queue {
+impl<const N: usize> Queue<N> {
     fn insert(&mut self, one: Standing, place: u32) {
         let mut at = self.len;
         while at > 0 && self.standing[at - 1].arrives_s > one.arrives_s {
@@ -317,5 +342,25 @@ impl Queue {
         self.standing[at] = one;
         self.places[at] = u8::try_from(place).unwrap_or(0);
         self.len += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_or_many_stand_the_same() {
+        let pace = Pace { token_s: 1e-4, step_s: 0.01, ..Pace::default() };
+        let (cell, prompt) = (Cell::default(), Prompt { new: 100.0, cached: 50.0 });
+        let mut rng = fastrand::Rng::with_seed(8);
+        for standing in 0..3 * FEW {
+            let engine = (&pace, 0.01, Room::ANY);
+            let arrives = Now(10_000_000);
+            let wanted = cell.join_among::<PLACES>(engine, prompt, arrives, 0.0);
+            assert_eq!(cell.join(engine, prompt, arrives, 0.0), wanted, "{standing}");
+            let task = Task { new_tokens: 3000.0 * rng.f32(), cached_tokens: 10.0, sent: Now(rng.u64(..10_000_000)) };
+            assert!(cell.stand(&task, &pace, Now(0)).is_some());
+        }
     }
 }
