@@ -66,9 +66,9 @@ impl Load {
 pub struct LatencyColumns {
     coefficients: Vec<Coefficients>,
     loads: Vec<Load>,
-    /// TTFT of a prompt without tokens, with no prefill ahead.
+    /// TTFT of a prompt without tokens, with no prefill ahead, as the fit expects it.
     standing_s: Vec<f32>,
-    /// More of it for each token to compute.
+    /// More of it for each token to compute: time of the engine.
     token_s: Vec<f32>,
     /// For each pair of a token to compute and one before it.
     pair_s: Vec<f32>,
@@ -80,20 +80,57 @@ pub struct LatencyColumns {
     ahead: Vec<f32>,
     /// When its prefill can begin, seconds from the epoch.
     begins_s: Vec<f32>,
-    /// The ninetieth percentile of TTFT by the median.
+    /// The median of TTFT by what is expected.
+    p50_ratio: Vec<f32>,
+    /// The ninetieth percentile by the median.
     p90_ratio: Vec<f32>,
-    /// TPOT of a prompt without tokens, at the ninetieth percentile.
-    tpot_p90_s: Vec<f32>,
-    /// More of it for each token of the prompt.
-    tpot_p90_token_s: Vec<f32>,
-    /// Time per output token, whatever makes it uncertain.
+    /// Time per output token after a prompt without tokens, whatever makes it uncertain.
     tpot_s: Vec<f32>,
-    /// Time of the engine that each token to compute takes, whatever the request waits for before.
-    work_token_s: Vec<f32>,
-    /// And each pair of such a token and one before it.
-    work_pair_s: Vec<f32>,
+    /// More of it for each token of the prompt.
+    tpot_token_s: Vec<f32>,
+    /// The ninetieth percentile of TPOT by what is expected.
+    tpot_p90_ratio: Vec<f32>,
     epoch: Now,
     now_s: f32,
+}
+
+/// What times to first token are made of, as slices of one length.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'c> {
+    standing_s: &'c [f32],
+    token_s: &'c [f32],
+    pair_s: &'c [f32],
+    step_s: &'c [f32],
+    room_tokens: &'c [f32],
+    ahead: &'c [f32],
+    begins_s: &'c [f32],
+    p50_ratio: &'c [f32],
+    now_s: f32,
+}
+
+/// Times of one prompt at one candidate.
+#[derive(Clone, Copy, Debug)]
+pub struct FirstToken {
+    /// Its predicted time to first token, seconds: the median.
+    pub median_s: f32,
+    /// What its prefill takes of the engine's time, seconds.
+    pub prefill_s: f32,
+}
+
+impl Terms<'_> {
+    /// Those of a prompt of `prompt_tokens` at `place`, which holds `warm_tokens` of it. Without a branch, for loops in
+    /// lanes.
+    #[inline(always)]
+    #[must_use]
+    pub fn first_token(&self, place: usize, prompt_tokens: f32, warm_tokens: f32) -> FirstToken {
+        let own = larger(prompt_tokens - warm_tokens, 0.0);
+        let ahead_s = larger(self.begins_s[place] - self.now_s, 0.0);
+        let prefill_s = own * (self.token_s[place] + self.pair_s[place] * (warm_tokens + 0.5 * own));
+        let more_steps = (larger(own - self.room_tokens[place], 0.0) * (1.0 / CHUNK_TOKENS)).ceil();
+        let expected_s =
+            self.standing_s[place] + self.ahead[place] * ahead_s + prefill_s + more_steps * self.step_s[place];
+        FirstToken { median_s: self.p50_ratio[place] * expected_s, prefill_s }
+    }
 }
 
 impl LatencyColumns {
@@ -122,41 +159,37 @@ impl LatencyColumns {
         }
     }
 
-    const fn columns(&self) -> [&Vec<f32>; 13] {
-        let Self { standing_s, token_s, pair_s, step_s, room_tokens, ahead, begins_s, p90_ratio, .. } = self;
+    const fn columns(&self) -> [&Vec<f32>; 12] {
         [
-            standing_s,
-            token_s,
-            pair_s,
-            step_s,
-            room_tokens,
-            ahead,
-            begins_s,
-            p90_ratio,
-            &self.tpot_p90_s,
-            &self.tpot_p90_token_s,
+            &self.standing_s,
+            &self.token_s,
+            &self.pair_s,
+            &self.step_s,
+            &self.room_tokens,
+            &self.ahead,
+            &self.begins_s,
+            &self.p50_ratio,
+            &self.p90_ratio,
             &self.tpot_s,
-            &self.work_token_s,
-            &self.work_pair_s,
+            &self.tpot_token_s,
+            &self.tpot_p90_ratio,
         ]
     }
 
-    const fn columns_mut(&mut self) -> [&mut Vec<f32>; 13] {
-        let Self { standing_s, token_s, pair_s, step_s, room_tokens, ahead, begins_s, p90_ratio, .. } = self;
+    const fn columns_mut(&mut self) -> [&mut Vec<f32>; 12] {
         [
-            standing_s,
-            token_s,
-            pair_s,
-            step_s,
-            room_tokens,
-            ahead,
-            begins_s,
-            p90_ratio,
-            &mut self.tpot_p90_s,
-            &mut self.tpot_p90_token_s,
+            &mut self.standing_s,
+            &mut self.token_s,
+            &mut self.pair_s,
+            &mut self.step_s,
+            &mut self.room_tokens,
+            &mut self.ahead,
+            &mut self.begins_s,
+            &mut self.p50_ratio,
+            &mut self.p90_ratio,
             &mut self.tpot_s,
-            &mut self.work_token_s,
-            &mut self.work_pair_s,
+            &mut self.tpot_token_s,
+            &mut self.tpot_p90_ratio,
         ]
     }
 
@@ -173,7 +206,10 @@ impl LatencyColumns {
 
     /// Takes up what was learned of the candidate at `place`; [`Self::settle`] it then.
     pub fn learn(&mut self, place: usize, coefficients: &Coefficients) {
+        let Coefficients { token_s, pair_s, ahead, tpot_token_s, .. } = *coefficients;
         self.coefficients[place] = *coefficients;
+        (self.token_s[place], self.pair_s[place], self.ahead[place]) = (token_s, pair_s, ahead);
+        self.tpot_token_s[place] = tpot_token_s;
     }
 
     /// What was learned of the candidate at `place`.
@@ -198,18 +234,13 @@ impl LatencyColumns {
             // Where in a step it will be there changes with each moment: half of one is left then.
             standing_s += learned.ahead * 0.5 * backlog.step_s;
         }
-        self.standing_s[place] = p50 * standing_s;
-        self.token_s[place] = p50 * learned.token_s;
-        self.pair_s[place] = p50 * learned.pair_s;
-        (self.work_token_s[place], self.work_pair_s[place]) = (learned.token_s, learned.pair_s);
-        self.step_s[place] = p50 * learned.steps * backlog.step_s;
+        self.standing_s[place] = standing_s;
+        self.step_s[place] = learned.steps * backlog.step_s;
         self.room_tokens[place] = backlog.room_tokens;
-        self.ahead[place] = p50 * learned.ahead;
+        self.p50_ratio[place] = p50;
         self.p90_ratio[place] = if p50 > 0.0 { p90 / p50 } else { 1.0 };
-        let tpot_s = learned.tpot_s(load.requests, load.context_tokens, backlog.prefill_share);
-        self.tpot_s[place] = tpot_s;
-        self.tpot_p90_s[place] = tpot_p90 * tpot_s;
-        self.tpot_p90_token_s[place] = tpot_p90 * learned.tpot_token_s;
+        self.tpot_s[place] = learned.tpot_s(load.requests, load.context_tokens, backlog.prefill_share);
+        self.tpot_p90_ratio[place] = tpot_p90;
     }
 
     /// What a request of `prompt_tokens`, of which `warm_tokens` are there, meets at `place`.
@@ -236,9 +267,21 @@ impl LatencyColumns {
         predict_ttft(self, prompt_tokens, warm_tokens, p50_s, p90_s);
     }
 
-    /// As [`Self::predict_ttft`], the median alone.
-    pub fn predict_ttft_p50(&self, prompt_tokens: f32, warm_tokens: &[f32], p50_s: &mut [f32]) {
-        predict_ttft_p50(self, prompt_tokens, warm_tokens, p50_s);
+    /// What times to first token of the first `len` candidates are made of.
+    #[inline(always)]
+    #[must_use]
+    pub fn terms(&self, len: usize) -> Terms<'_> {
+        Terms {
+            standing_s: &self.standing_s[..len],
+            token_s: &self.token_s[..len],
+            pair_s: &self.pair_s[..len],
+            step_s: &self.step_s[..len],
+            room_tokens: &self.room_tokens[..len],
+            ahead: &self.ahead[..len],
+            begins_s: &self.begins_s[..len],
+            p50_ratio: &self.p50_ratio[..len],
+            now_s: self.now_s,
+        }
     }
 
     /// Seconds until a request that is sent to `place` now could begin its prefill.
@@ -253,7 +296,7 @@ impl LatencyColumns {
     #[must_use]
     pub fn prefill_s(&self, place: usize, uncached_tokens: f32, warm_tokens: f32) -> f32 {
         let after = warm_tokens + 0.5 * uncached_tokens;
-        uncached_tokens * (self.work_token_s[place] + self.work_pair_s[place] * after)
+        uncached_tokens * (self.token_s[place] + self.pair_s[place] * after)
     }
 
     /// Expected seconds per output token.
@@ -263,17 +306,11 @@ impl LatencyColumns {
         &self.tpot_s
     }
 
-    /// Seconds of the engine for each token of prefill, and for each pair of a token and one before it.
-    #[inline]
-    #[must_use]
-    pub fn prefill_columns(&self) -> (&[f32], &[f32]) {
-        (&self.work_token_s, &self.work_pair_s)
-    }
-
     /// Writes the ninetieth percentiles, seconds, of the predicted times per output token.
     pub fn predict_tpot_p90(&self, prompt_tokens: f32, p90_s: &mut [f32]) {
-        for ((out, standing_s), token_s) in p90_s.iter_mut().zip(&self.tpot_p90_s).zip(&self.tpot_p90_token_s) {
-            *out = standing_s + prompt_tokens * token_s;
+        let terms = self.tpot_s.iter().zip(&self.tpot_token_s).zip(&self.tpot_p90_ratio);
+        for (out, ((tpot_s, token_s), ratio)) in p90_s.iter_mut().zip(terms) {
+            *out = ratio * (tpot_s + prompt_tokens * token_s);
         }
     }
 }
@@ -289,38 +326,11 @@ fn predict_ttft(
 ) {
     let n = p50_s.len();
     let (warm_tokens, p90_s) = (&warm_tokens[..n], &mut p90_s[..n]);
-    let (standing_s, token_s, pair_s) = (&columns.standing_s[..n], &columns.token_s[..n], &columns.pair_s[..n]);
-    let (ahead, begins_s, ratio) = (&columns.ahead[..n], &columns.begins_s[..n], &columns.p90_ratio[..n]);
-    let (step_s, room_tokens) = (&columns.step_s[..n], &columns.room_tokens[..n]);
-    let now_s = columns.now_s;
+    let (terms, ratio) = (columns.terms(n), &columns.p90_ratio[..n]);
     for place in 0..n {
-        let warm = warm_tokens[place];
-        let own = larger(prompt_tokens - warm, 0.0);
-        let ahead_s = larger(begins_s[place] - now_s, 0.0);
-        let prefill_s = own * (token_s[place] + pair_s[place] * (warm + 0.5 * own));
-        let more_steps = (larger(own - room_tokens[place], 0.0) * (1.0 / CHUNK_TOKENS)).ceil();
-        let median_s = standing_s[place] + ahead[place] * ahead_s + prefill_s + more_steps * step_s[place];
+        let FirstToken { median_s, .. } = terms.first_token(place, prompt_tokens, warm_tokens[place]);
         p50_s[place] = median_s;
         p90_s[place] = median_s * ratio[place];
-    }
-}
-
-/// The medians alone.
-#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
-fn predict_ttft_p50(columns: &LatencyColumns, prompt_tokens: f32, warm_tokens: &[f32], p50_s: &mut [f32]) {
-    let n = p50_s.len();
-    let warm_tokens = &warm_tokens[..n];
-    let (standing_s, token_s, pair_s) = (&columns.standing_s[..n], &columns.token_s[..n], &columns.pair_s[..n]);
-    let (ahead, begins_s) = (&columns.ahead[..n], &columns.begins_s[..n]);
-    let (step_s, room_tokens) = (&columns.step_s[..n], &columns.room_tokens[..n]);
-    let now_s = columns.now_s;
-    for place in 0..n {
-        let warm = warm_tokens[place];
-        let own = larger(prompt_tokens - warm, 0.0);
-        let ahead_s = larger(begins_s[place] - now_s, 0.0);
-        let prefill_s = own * (token_s[place] + pair_s[place] * (warm + 0.5 * own));
-        let more_steps = (larger(own - room_tokens[place], 0.0) * (1.0 / CHUNK_TOKENS)).ceil();
-        p50_s[place] = standing_s[place] + ahead[place] * ahead_s + prefill_s + more_steps * step_s[place];
     }
 }
 

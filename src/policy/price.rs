@@ -19,6 +19,7 @@
 //! cold ones more than they must. It waits, too, while engines spend more of their time than they may on computing again
 //! what was pushed out: that far beyond what the caches hold, each cold prompt that is let in costs another that is warm.
 
+use super::latency::FirstToken;
 use super::{Policy, Standing, View};
 use crate::config::PolicyConfig;
 
@@ -71,9 +72,12 @@ impl Price {
 
 impl Policy for Price {
     fn cost(&self, view: &View, _rng: &mut fastrand::Rng, costs: &mut [f32]) {
-        view.latency.predict_ttft_p50(view.prompt_tokens, &view.warm_tokens, costs);
-        add_what_others_lose(self, view, costs);
+        cost_columns(self, view, costs);
         self.add_what_little_pushes_out(view, costs);
+        let answer = self.answer_weight * view.answer_tokens;
+        if answer > 0.0 {
+            costs.iter_mut().zip(view.latency.tpot_column()).for_each(|(cost, tpot_s)| *cost += answer * tpot_s);
+        }
         // Who waits for a slot waits for the prefill in it, too: the longer of the two, not both.
         for place in view.warm.iter().filter(|_| view.is_awaited).map(|place| usize::from(*place)) {
             let ahead_s = view.latency.ahead_s(place);
@@ -105,24 +109,21 @@ impl Policy for Price {
     }
 }
 
-/// Adds what others lose by this prompt's prefill, in the widest lanes this CPU has. The result is the same on all of
-/// them.
+/// The time to the first token and what others lose by this prompt's prefill, in the widest lanes this CPU has. The
+/// result is the same on all of them.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
-fn add_what_others_lose(price: &Price, view: &View, costs: &mut [f32]) {
-    // Columns of one known length: the loop has no bounds to check and no branch.
+fn cost_columns(price: &Price, view: &View, costs: &mut [f32]) {
+    // Columns of one known length: the loop has no bounds to check and no branch. Of thousands of candidates it takes
+    // as long as the columns take to come: one pass reads each of them once.
     let n = costs.len();
-    let (token_s, pair_s) = view.latency.prefill_columns();
-    let (token_s, pair_s) = (&token_s[..n], &pair_s[..n]);
+    let terms = view.latency.terms(n);
     let (warm_tokens, in_flight) = (&view.warm_tokens[..n], &view.in_flight[..n]);
     let pushed_out = &view.pushed_out.column(view.prompt_tokens)[..n];
-    let (tpot_s, answer) = (&view.latency.tpot_column()[..n], price.answer_weight * view.answer_tokens);
     for place in 0..n {
-        let warm = warm_tokens[place];
-        let own = larger(view.prompt_tokens - warm, 0.0);
-        let prefill_s = own * (token_s[place] + pair_s[place] * (warm + 0.5 * own));
+        let FirstToken { median_s, prefill_s } = terms.first_token(place, view.prompt_tokens, warm_tokens[place]);
         let lost =
             price.reuse_bonus + price.eviction_weight * pushed_out[place] + price.decode_weight * in_flight[place];
-        costs[place] += prefill_s * lost + answer * tpot_s[place];
+        costs[place] = median_s + prefill_s * lost;
     }
 }
 
