@@ -6,7 +6,7 @@ use super::objective::Bound;
 use super::warming::Side;
 use crate::clock::Now;
 use crate::id::{DecisionId, PoolId, ReplicaSlot};
-use crate::learn::Prediction;
+use crate::learn::{Features, Prediction};
 use crate::load::columns::{Freshness, Word};
 use crate::parse::Api;
 use crate::policy::slo::{Objective, Standing};
@@ -326,8 +326,8 @@ pub(super) fn note(
     let view = seen.view;
     placement.placed_at = known.now;
     placement.features = meets(view, pick.best, known, known.now);
-    let choice = |place: usize| one(seen, costs, place, known);
-    let chosen = choice(pick.best);
+    let choice = |place: usize| one(seen, costs, place, &meets(view, place, known, known.now), known);
+    let chosen = one(seen, costs, pick.best, &placement.features, known);
     let held = view.warm_tokens[pick.best];
     let warmer =
         view.warm.iter().filter(|place| view.barred.binary_search(place).is_err()).map(|place| usize::from(*place));
@@ -374,7 +374,8 @@ pub(super) fn hold(placement: &mut Placement, view: &View, place: usize, expecte
     }
 }
 
-fn one(seen: Seen<'_>, costs: &[f32], place: usize, known: Known<'_>) -> Choice {
+/// The candidate at `place`, where the request meets `features`.
+fn one(seen: Seen<'_>, costs: &[f32], place: usize, features: &Features, known: Known<'_>) -> Choice {
     let view = seen.view;
     let (warm, uncached) = (view.warm_tokens[place], view.uncached_tokens(place));
     let own = view.in_flight[place] - view.elsewhere[place];
@@ -395,7 +396,7 @@ fn one(seen: Seen<'_>, costs: &[f32], place: usize, known: Known<'_>) -> Choice 
             + crate::policy::restore_s(view, place)
             + view.latency.prefill_s(place, uncached, warm),
         pushed_out_s: view.latency.prefill_s(place, uncached, warm) * view.pushed_out.share(place, uncached),
-        predicted: view.latency.learned(place).predict(&meets(view, place, known, known.now)),
+        predicted: view.latency.learned(place).predict(features),
         prompt_tokens: view.prompt_tokens,
     }
 }
