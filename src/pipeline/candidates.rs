@@ -106,6 +106,8 @@ struct PoolView {
     places: Vec<u16>,
     /// Tokens to a block of the engine at each place; zero when unknown.
     block_tokens: Vec<f32>,
+    /// Each replica's clock in the index when it was read what would be pushed out there.
+    clocks: Vec<u32>,
     /// What the gateway has in flight at each place.
     own: Vec<InFlight>,
     /// Groups of slots that have members here, each with the version last read.
@@ -213,14 +215,16 @@ impl Candidates {
     /// A request was put on record at `slot`: its cache is fuller from now on, not from the next sweep, or all that comes
     /// until then would go where it was emptiest before.
     pub(super) fn placed(&mut self, shared: &Shared, snapshot: &Snapshot, pool: PoolId, slot: ReplicaSlot) {
-        let PoolView { view, places, .. } = &mut self.pools[usize::from(pool.0) % POOLS];
-        if let Some(place) = places.get(slot.index()).map(|place| usize::from(*place))
-            && view.slots.get(place) == Some(&slot)
-        {
-            let before = view.resident_blocks[place];
-            read_cache(view, place, (shared, snapshot, pool));
-            let more = (view.resident_blocks[place] - before) / snapshot.limits(slot).kv_blocks;
-            view.kv_usage[place] = (view.kv_usage[place] + more).clamp(0.0, 1.0);
+        let kept = &mut self.pools[usize::from(pool.0) % POOLS];
+        if let Some(place) = kept.place(slot) {
+            let resident = shared.index.resident_blocks(slot) as f32;
+            let before = std::mem::replace(&mut kept.view.resident_blocks[place], resident);
+            let more = (resident - before) / snapshot.limits(slot).kv_blocks;
+            kept.view.kv_usage[place] = (kept.view.kv_usage[place] + more).clamp(0.0, 1.0);
+            // What it would give up next is another only once its clock has moved on: by a hundredth of the cache.
+            if kept.clocks[place] != shared.index.clock(slot) {
+                kept.read_pushed_out(place, (shared, snapshot, pool));
+            }
         }
     }
 }
@@ -255,6 +259,8 @@ impl PoolView {
         self.view.reset(&pool.members);
         self.block_tokens.clear();
         self.block_tokens.resize(pool.members.len(), 0.0);
+        self.clocks.clear();
+        self.clocks.resize(pool.members.len(), 0);
         self.own.clear();
         self.own.resize(pool.members.len(), InFlight::default());
         self.groups.clear();
@@ -328,7 +334,6 @@ impl PoolView {
         view.prefill_tokens[place] = own.prefill_tokens.cast_signed() as f32 + heard.prefill_tokens;
         view.context_tokens[place] = own.context_tokens.cast_signed() as f32;
         view.slots_limit[place] = limits.slots.min(heard.slots);
-        view.kv_tokens[place] = limits.kv_tokens;
         let believed = (view.resident_blocks[place] / limits.kv_blocks).min(1.0);
         view.kv_usage[place] = heard.kv_usage.map_or(believed, |said| believed + heard.weight * (said - believed));
         // Of a prompt like those that are there.
@@ -365,6 +370,18 @@ impl PoolView {
         }
     }
 
+    /// Reads what would be pushed out of the cache at `place`. It takes as long as pricing hundreds of replicas.
+    fn read_pushed_out(&mut self, place: usize, (shared, snapshot, pool): (&Shared, &Snapshot, PoolId)) {
+        let slot = self.view.slots[place];
+        if let Some(traits) = snapshot.traits.get(pool).filter(|_| snapshot.policy.is_priced()) {
+            self.clocks[place] = shared.index.clock(slot);
+            let block_tokens = snapshot.traits.tokens(pool, BLOCK_BYTES);
+            let sizes = PushedOut::sizes().map(|tokens| tokens / block_tokens);
+            let shares = shared.index.pushed_out(slot, &sizes, |idle_ms| traits.reuse.again(idle_ms));
+            self.view.pushed_out.set(place, &shares);
+        }
+    }
+
     /// Reads the slow columns of the replicas that are due.
     fn sweep(&mut self, pool: PoolId, known: Known<'_>) {
         let now = known.now;
@@ -381,7 +398,8 @@ impl PoolView {
             None => self.swept = Some(now),
         }
         for _ in 0..due {
-            read_slow(&mut self.view, self.next, pool, known);
+            read_slow(&mut self.view, self.next, known);
+            self.read_pushed_out(self.next, (known.shared, known.snapshot, pool));
             self.block_tokens[self.next] = block_tokens(self.view.slots[self.next], known);
             self.settle(self.next, known);
             self.next = if self.next + 1 < members { self.next + 1 } else { 0 };
@@ -444,7 +462,7 @@ fn block_tokens(slot: ReplicaSlot, known: Known<'_>) -> f32 {
 }
 
 /// Reads what changes slowly about the candidate at `place`.
-fn read_slow(view: &mut View, place: usize, pool: PoolId, known: Known<'_>) {
+fn read_slow(view: &mut View, place: usize, known: Known<'_>) {
     let slot = view.slots[place];
     let rates = known.shared.rates.rates(slot);
     view.service_s[place] = known.shared.rates.service_s(slot);
@@ -452,20 +470,10 @@ fn read_slow(view: &mut View, place: usize, pool: PoolId, known: Known<'_>) {
     view.prefill_s_per_token[place] = rates.prefill_s_per_token;
     known.shared.rates.fade(slot, known.now);
     view.latency.learn(place, &known.shared.rates.coefficients(slot));
-    view.restore_s_per_token[place] = known.snapshot.limits(slot).restore_s_per_token;
-    read_cache(view, place, (known.shared, known.snapshot, pool));
-}
-
-/// Reads how full the cache at `place` is, and what would be pushed out of it.
-fn read_cache(view: &mut View, place: usize, (shared, snapshot, pool): (&Shared, &Snapshot, PoolId)) {
-    let slot = view.slots[place];
-    view.resident_blocks[place] = shared.index.resident_blocks(slot) as f32;
-    if let Some(traits) = snapshot.traits.get(pool).filter(|_| snapshot.policy.is_priced()) {
-        let block_tokens = snapshot.traits.tokens(pool, BLOCK_BYTES);
-        let sizes = PushedOut::sizes().map(|tokens| tokens / block_tokens);
-        let shares = shared.index.pushed_out(slot, &sizes, |idle_ms| traits.reuse.again(idle_ms));
-        view.pushed_out.set(place, &shares);
-    }
+    let limits = known.snapshot.limits(slot);
+    view.restore_s_per_token[place] = limits.restore_s_per_token;
+    view.kv_tokens[place] = limits.kv_tokens;
+    view.resident_blocks[place] = known.shared.index.resident_blocks(slot) as f32;
 }
 
 #[inline(always)]

@@ -386,25 +386,35 @@ impl Residency {
         if sizes.last().is_none_or(|most| lossy(room) >= *most) {
             return shares;
         }
+        let (mut gone, mut needed, mut at) = (0.0, 0.0, 0);
+        // So many blocks go next, of which such a share will be used again. True when no size is left that takes more.
+        let mut go = |blocks: f32, share: f32| {
+            while let (Some(size), Some(out)) = (sizes.get(at), shares.get_mut(at)) {
+                if gone + blocks < *size {
+                    break;
+                }
+                *out = (needed + (*size - gone) * share) / size.max(1.0);
+                at += 1;
+            }
+            (gone, needed) = (gone + blocks, needed + blocks * share);
+            at == N
+        };
         // Those used longest ago go first, each stamp's blocks at once; what there is room for pushes out nothing, and what
         // requests use that run is not pushed out.
-        let stamps = (0..=window.end.span).rev().map(|age| window.clock.wrapping_sub(age));
-        let used = stamps.filter(|stamp| !replica.is_pinned(*stamp)).map(|stamp| {
-            let idle_ms = now_ms.wrapping_sub(replica.began_ms(stamp).load(Relaxed));
-            (lossy(replica.held_within(window, stamp)), again(idle_ms))
-        });
-        let mut going = std::iter::once((lossy(room), 0.0)).chain(used);
-        let (mut gone, mut needed, mut left, mut share) = (0.0, 0.0, 0.0, 0.0);
-        for (size, out) in sizes.iter().zip(&mut shares) {
-            while gone + left < *size {
-                (gone, needed) = (gone + left, needed + left * share);
-                match going.next() {
-                    Some(next) => (left, share) = next,
-                    None => (left, share) = (f32::INFINITY, 0.0),
-                }
+        let mut is_done = go(lossy(room), 0.0);
+        for age in (0..=window.end.span).rev() {
+            let stamp = window.clock.wrapping_sub(age);
+            if is_done {
+                break;
             }
-            *out = (needed + (*size - gone) * share) / size.max(1.0);
+            // Many stamps have no blocks any more.
+            if replica.held(stamp) == 0 || replica.is_pinned(stamp) {
+                continue;
+            }
+            let idle_ms = now_ms.wrapping_sub(replica.began_ms(stamp).load(Relaxed));
+            is_done = go(lossy(replica.held_within(window, stamp)), again(idle_ms));
         }
+        go(f32::INFINITY, 0.0);
         shares
     }
 
