@@ -146,6 +146,8 @@ pub(super) struct Residency {
     windows: Box<[AtomicU64]>,
     /// Where what is on the device ends, for those that have more.
     devices: Box<[AtomicU32]>,
+    /// Blocks in each window; dense too, for all of them are looked at in turn.
+    residents: Box<[AtomicU64]>,
     replicas: Box<[Replica]>,
     capacity_max: u64,
     /// The time, as it was told last, milliseconds.
@@ -155,7 +157,7 @@ pub(super) struct Residency {
 impl Residency {
     /// Memory for so many replicas, bytes.
     pub(super) const fn bytes(replicas_max: usize) -> usize {
-        replicas_max * (size_of::<AtomicU64>() + size_of::<AtomicU32>() + size_of::<Replica>())
+        replicas_max * (2 * size_of::<AtomicU64>() + size_of::<AtomicU32>() + size_of::<Replica>())
     }
 
     /// All replicas empty and with `capacity_max` blocks, which is also the most that counts.
@@ -165,7 +167,6 @@ impl Residency {
         let replica = || Replica {
             capacity: AtomicU64::new(capacity_max),
             device: AtomicU64::new(capacity_max),
-            resident: AtomicU64::new(0),
             uses: AtomicU32::new(0),
             forgotten_at: AtomicU32::new(start.clock - 1),
             stride: AtomicI64::new(stride(capacity_max, STEPS)),
@@ -180,6 +181,7 @@ impl Residency {
         Self {
             windows: (0..replicas_max).map(|_| AtomicU64::new(start.pack())).collect(),
             devices: (0..replicas_max).map(|_| AtomicU32::new(End::PRESENT.pack())).collect(),
+            residents: (0..replicas_max).map(|_| AtomicU64::new(0)).collect(),
             replicas: (0..replicas_max).map(|_| replica()).collect(),
             capacity_max,
             now_ms: AtomicU32::new(0),
@@ -262,7 +264,7 @@ impl Residency {
         let _moving = replica.moving.lock();
         replica.counts.iter().for_each(|count| count.store(0, Relaxed));
         replica.progress.store(0, Relaxed);
-        replica.resident.store(0, Relaxed);
+        self.set_resident(slot, 0);
         let clock = Window::unpack(word.load(Relaxed)).next_clock();
         replica.deepest.iter().for_each(|deepest| deepest.store(0, Relaxed));
         replica.pins.iter().for_each(|pins| pins.store(0, Relaxed));
@@ -312,7 +314,7 @@ impl Residency {
     }
 
     pub(super) fn resident_blocks(&self, slot: ReplicaSlot) -> u64 {
-        self.replicas.get(slot.index()).map_or(0, |replica| replica.resident.load(Relaxed))
+        self.residents.get(slot.index()).map_or(0, |resident| resident.load(Relaxed))
     }
 
     /// What was used with `stamp` stays in use, for one request more.
@@ -359,9 +361,15 @@ impl Residency {
         let (device, capacity) = (replica.device.load(Relaxed), replica.capacity.load(Relaxed));
         let in_use = replica.in_use(before.clock, device);
         let (end, resident) = replica.end_within(before.clock, before.end, capacity, in_use);
-        replica.resident.store(resident, Relaxed);
+        self.set_resident(slot, resident);
         let on_device = if device < capacity { replica.end_within(before.clock, end, device, in_use).0 } else { end };
         self.publish(slot, Window { end, has_host: on_device != end, ..before }, on_device);
+    }
+
+    fn set_resident(&self, slot: ReplicaSlot, blocks: u64) {
+        if let Some(resident) = self.residents.get(slot.index()) {
+            resident.store(blocks, Relaxed);
+        }
     }
 
     fn publish(&self, slot: ReplicaSlot, window: Window, device: End) {
@@ -382,7 +390,7 @@ impl Residency {
         let mut shares = [0.0; N];
         let Some((window, replica)) = self.window(slot).zip(self.replicas.get(slot.index())) else { return shares };
         let now_ms = self.now_ms.load(Relaxed);
-        let room = replica.capacity.load(Relaxed).saturating_sub(replica.resident.load(Relaxed));
+        let room = replica.capacity.load(Relaxed).saturating_sub(self.resident_blocks(slot));
         if sizes.last().is_none_or(|most| lossy(room) >= *most) {
             return shares;
         }

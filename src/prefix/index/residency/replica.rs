@@ -10,8 +10,6 @@ pub(super) struct Replica {
     pub(super) capacity: AtomicU64,
     /// Of it, what is on the device.
     pub(super) device: AtomicU64,
-    /// Blocks in the window.
-    pub(super) resident: AtomicU64,
     /// Uses so far.
     pub(super) uses: AtomicU32,
     /// The first stamp since all was forgotten last: those before it count nothing.
