@@ -187,7 +187,7 @@ impl Shared {
         {
             self.uses.note(&placement.chain, placement.decision.at, now, &traits.reuse);
         }
-        placement.trail = self.index.record_with_trail(slot, &placement.chain);
+        placement.trail = self.index.record_with_trail(slot, &placement.chain, placement.held_blocks);
         placement.clock = self.index.clock(slot);
         placement.uses = self.index.uses(slot);
     }

@@ -50,6 +50,9 @@ const LINE_ENTRIES: usize = 2;
 const PAGE_LINES: usize = 64;
 /// How far ahead of the write cache lines are asked for, blocks.
 const PREFETCH_AHEAD: usize = 12;
+/// How far ahead of the write it is seen which blocks are new and have no free place: then the lines are asked for to
+/// which other entries may have to be moved.
+const MAKE_ROOM_AHEAD: usize = 4;
 /// Attempts at one block before a race is given up as lost.
 const ATTEMPTS: usize = 4;
 
@@ -125,22 +128,23 @@ impl PrefixIndex {
     /// As [`PrefixIndex::record`], for a request that is over and was recorded when [`PrefixIndex::clock`] was `began`: what
     /// others of its prompt still use, they still use.
     pub fn record_over(&self, slot: ReplicaSlot, chain: &[BlockHash], began: u32) {
-        self.note(slot, (chain, 0), Use::Over(began), |_, _| {});
+        self.note(slot, (chain, 0), chain.len(), Use::Over(began), |_, _| {});
         self.residency.settle(slot);
     }
 
     /// As [`PrefixIndex::record`], for a request that is about to run and holds on to what it uses: call
-    /// [`PrefixIndex::hold`] next. Returns what the replica had used of `chain` before, and how long ago.
-    pub fn record_with_trail(&self, slot: ReplicaSlot, chain: &[BlockHash]) -> Trail {
+    /// [`PrefixIndex::hold`] next. A look-up has found the first `held` blocks at `slot`. Returns what the replica had
+    /// used of `chain` before, and how long ago.
+    pub fn record_with_trail(&self, slot: ReplicaSlot, chain: &[BlockHash], held: usize) -> Trail {
         let mut trail = Trail::default();
-        self.note(slot, (chain, 0), Use::Begins, |depth, stamp| trail.add(depth, stamp));
+        self.note(slot, (chain, 0), held, Use::Begins, |depth, stamp| trail.add(depth, stamp));
         trail.settle(chain.len(), |stamp| self.residency.since(slot, stamp));
         trail
     }
 
     /// Notes that `slot` holds `chain` too, whose first block follows `depth` others, and has just used it.
     pub fn extend(&self, slot: ReplicaSlot, chain: &[BlockHash], depth: usize) {
-        self.note(slot, (chain, depth), Use::Over(self.clock(slot)), |_, _| {});
+        self.note(slot, (chain, depth), 0, Use::Over(self.clock(slot)), |_, _| {});
         self.residency.settle(slot);
     }
 
@@ -156,26 +160,33 @@ impl PrefixIndex {
         self.residency.unpin(slot, clock);
     }
 
-    /// Notes a use of all of `chain`, of which `before` blocks were left out at the front; tells `seen` of the blocks that
+    /// Notes a use of all of `chain`, of which `before` blocks were left out at the front, and the first `held` are
+    /// likely on record; tells `seen` of the blocks that
     /// `slot` was known to have used: depth and stamp, of which the lower 16 bits are right.
     #[inline]
     fn note(
         &self,
         slot: ReplicaSlot,
         (chain, before): (&[BlockHash], usize),
+        held: usize,
         what: Use,
         mut seen: impl FnMut(usize, u32),
     ) {
         let Some(mut touches) = self.residency.touches(slot, what) else { return };
-        let ahead = |i: usize| i.checked_sub(PREFETCH_AHEAD).map(|i| chain[i]);
+        let ahead = |i: usize, by: usize, from: usize| i.checked_sub(by).filter(|i| *i >= from).map(|i| chain[i]);
         for hash in chain.iter().rev().take(PREFETCH_AHEAD) {
             self.prefetch(self.places(*hash));
         }
+        let new = chain.get(held..).unwrap_or_default();
+        new.iter().rev().take(MAKE_ROOM_AHEAD).for_each(|hash| self.prefetch_room(*hash));
         let (mut inserted, mut replaced) = (0, 0);
         // Deepest first, so that heads carry the latest stamps and tails are forgotten first.
         for (i, hash) in chain.iter().enumerate().rev() {
-            if let Some(hash) = ahead(i) {
+            if let Some(hash) = ahead(i, PREFETCH_AHEAD, 0) {
                 self.prefetch(self.places(hash));
+            }
+            if let Some(hash) = ahead(i, MAKE_ROOM_AHEAD, held) {
+                self.prefetch_room(hash);
             }
             match self.touch(&mut touches, *hash, before + i + 1) {
                 Touched::Known(stamp) => seen(before + i + 1, stamp),
@@ -309,6 +320,25 @@ impl PrefixIndex {
         prefetch(&lines[places[1]]);
     }
 
+    /// Asks for the lines that [`Self::make_room`] looks at, if `hash` has no entry and no free place.
+    #[inline]
+    fn prefetch_room(&self, hash: BlockHash) {
+        let (key, places) = (Key::of(hash), self.places(hash));
+        let is_placed = |header: Header| header.is_free() || header.key() == key;
+        if !self.candidates(places).any(|entry| is_placed(entry.header())) {
+            self.others(places).iter().flatten().for_each(|other| prefetch(&self.table.lines()[*other]));
+        }
+    }
+
+    /// For both entries in each of `places`, the line where it could stand as well.
+    #[inline(always)]
+    fn others(&self, places: [usize; 2]) -> [[usize; LINE_ENTRIES]; 2] {
+        places.map(|place| {
+            let line = self.table.lines()[place].0.as_chunks::<{ entry::WORDS }>().0;
+            [0, 1].map(|i| self.other_place(place, Entry::new(&line[i]).header().key()))
+        })
+    }
+
     #[inline(always)]
     fn candidates(&self, places: [usize; 2]) -> impl Iterator<Item = Entry<'_>> {
         places.into_iter().flat_map(|place| entries_of(&self.table.lines()[place]))
@@ -435,10 +465,7 @@ impl PrefixIndex {
     /// returns may be overwritten; its weakness is that of the entry that was written over.
     fn make_room(&self, places: [usize; 2]) -> Option<Victim<'_>> {
         let lines = self.table.lines();
-        let others = places.map(|place| {
-            let line = lines[place].0.as_chunks::<{ entry::WORDS }>().0;
-            [0, 1].map(|i| self.other_place(place, Entry::new(&line[i]).header().key()))
-        });
+        let others = self.others(places);
         others.iter().flatten().for_each(|other| prefetch(&lines[*other]));
         let candidates = self.candidates(places).zip(others.into_iter().flatten());
         for (entry, other) in candidates {

@@ -74,7 +74,7 @@ impl Gateway {
     fn request(&mut self, engine: &mut Engine, chain: &[BlockHash], engine_block: f32) {
         self.index.lookup(chain, &mut self.depths);
         let predicted_tokens = self.depths.get(SLOT) as f32 * TOKENS;
-        let trail = self.index.record_with_trail(SLOT, chain);
+        let trail = self.index.record_with_trail(SLOT, chain, 0);
         let prompt_tokens = chain.len() as f32 * TOKENS + 20.0;
         let found = engine.serve(chain) as f32 * TOKENS;
         let cached_tokens = (found.min(prompt_tokens - 1.0) / engine_block).floor() * engine_block;

@@ -62,7 +62,7 @@ fn a_trail_says_how_long_ago_each_part_was_used() {
     index.record(slot(1), &session[..20]);
     (0..4).for_each(|other| index.record(slot(1), &chain(200 + other, 50)));
     let longer = [session, chain(8, 9)].concat();
-    let trail = index.record_with_trail(slot(1), &longer);
+    let trail = index.record_with_trail(slot(1), &longer, 0);
     let runs: Vec<_> = trail.runs().collect();
     assert_eq!((runs[0].from, runs.last().unwrap().to), (0, 60));
     for run in runs {
@@ -71,7 +71,7 @@ fn a_trail_says_how_long_ago_each_part_was_used() {
         assert!((f64::from(run.since) / expected - 1.0).abs() < 0.2, "{run:?}");
     }
     index.forget(slot(1));
-    assert!(index.record_with_trail(slot(1), &longer).is_empty(), "another engine's past says nothing");
+    assert!(index.record_with_trail(slot(1), &longer, 0).is_empty(), "another engine's past says nothing");
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn what_new_blocks_push_out_is_what_was_used_longest_ago_and_is_not_in_use() {
     };
     near(pushed_out(), [0.0, 0.125, 225.0 / 400.0]);
     // A request under way holds on to the oldest: the others go before it.
-    let _trail = index.record_with_trail(slot(1), &chain(1, 100));
+    let _trail = index.record_with_trail(slot(1), &chain(1, 100), 0);
     let clock = index.clock(slot(1));
     index.hold(slot(1), clock);
     near(pushed_out(), [0.0, 0.5, 0.5]);
