@@ -486,11 +486,12 @@ impl PrefixIndex {
     /// is alive or another core was quicker.
     fn copy_over(&self, entry: Entry<'_>, header: Header, target: Entry<'_>) -> Option<u32> {
         let there = target.header();
-        let weakness = self.weakness(target, there).filter(|weakness| *weakness >= DEAD)?;
-        if !target.replace(there, header, entry.words()) {
+        let may_go = there.is_free()
+            || !there.is_busy() && !self.rows.is_hot(there.row(), there) && target.is_dead(&self.residency);
+        if !may_go || !target.replace(there, header, entry.words()) {
             return None;
         }
-        if weakness == FREE {
+        if there.is_free() {
             return Some(FREE);
         }
         self.rows.release(there.row(), there);

@@ -219,6 +219,11 @@ impl<'t> Entry<'t> {
         self.holders().map(|holder| residency.age(holder)).min().unwrap_or(257)
     }
 
+    /// True when none of its holders holds it any more.
+    pub(super) fn is_dead(self, residency: &Residency) -> bool {
+        !self.holders().any(|holder| residency.is_live(holder))
+    }
+
     /// Puts `new` where `old` was read. False, with nothing changed, when either the place or the entry is not what it
     /// was any more.
     #[inline(always)]

@@ -220,7 +220,7 @@ impl Residency {
     /// How much of its replica's window lies after the holder's last use: 0 (just now) to 255; 256 when dead.
     pub(super) fn age(&self, holder: Holder) -> u32 {
         match self.window(holder.slot()) {
-            Some(window) if self.is_live(holder) => {
+            Some(window) if !holder.is_empty() && window.reaches(holder.stamp(), 0, STAMP_MASK) => {
                 let age = window.clock.wrapping_sub(holder.stamp()) & STAMP_MASK;
                 age * 256 / (window.end.span + 1)
             }
