@@ -103,7 +103,7 @@ pub fn over_load(grid: &Grid<'_>) -> Vec<(Measure, Plot)> {
         let of_class = Measure::of("ttft_p95_s").and_then(|measure| measure.of_class(&class));
         measures.extend(of_class.map(|measure| (measure, Scale::Log)));
     }
-    measures.retain(|(measure, _)| grid.has(measure));
+    measures.retain(|(measure, _)| grid.has(measure) && table::says_more(measure, grid));
     measures.into_iter().map(|(measure, scale)| (measure.clone(), plot_of(grid, &measure, scale))).collect()
 }
 

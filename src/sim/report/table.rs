@@ -43,10 +43,15 @@ pub fn columns(grid: &Grid<'_>) -> Vec<Measure> {
         columns.extend(["ttft_p50_s", "ttft_p95_s"].into_iter().filter_map(|key| Measure::of(key)?.of_class(&class)));
     }
     columns.extend(LAST.into_iter().filter_map(Measure::of));
-    // Where nobody waits, from arrival is from admission.
-    let has_waits = Measure::of("admission_wait_mean_s").is_some_and(|wait| grid.has(&wait));
-    columns.retain(|measure| grid.has(measure) && (has_waits || !measure.metric.key.starts_with("ttft_from_arrival")));
+    columns.retain(|measure| grid.has(measure) && says_more(measure, grid));
     columns
+}
+
+/// Where nobody waits, what is measured from arrival is what is measured from admission: it need not be shown twice.
+#[must_use]
+pub fn says_more(measure: &Measure, grid: &Grid<'_>) -> bool {
+    let has_waits = || Measure::of("admission_wait_mean_s").is_some_and(|wait| grid.has(&wait));
+    !measure.metric.key.starts_with("ttft_from_arrival") || has_waits()
 }
 
 /// Characters of a line of text; columns beyond go below.

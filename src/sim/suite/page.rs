@@ -64,6 +64,7 @@ fn measures(keys: &[&str], grid: &Grid<'_>) -> Vec<Measure> {
     for class in grid.classes() {
         measures.extend(Measure::of("ttft_p95_s").and_then(|measure| measure.of_class(&class)));
     }
+    measures.retain(|measure| table::says_more(measure, grid));
     measures
 }
 
