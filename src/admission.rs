@@ -7,8 +7,8 @@
 //!
 //! Who is due first stands first, and a request is due the later the more there is to compute of it. So what is mostly
 //! warm goes before what is cold, and conversations that are in caches stay there: were it first come, first served, each
-//! would have lost its cache to the others by the time its turn comes, and all would be computed anew all the time. Nobody
-//! starves, for a time once due does not move, and newcomers are due later and later.
+//! would have lost its cache to the others by the time its turn comes, and all would be computed anew all the time. When
+//! one is due does not move, and newcomers are due later and later: only so many overtake it.
 //!
 //! Only the first few of a line look for a replica, when they are called (something was freed) and now and then (time
 //! alone makes caches colder): however many wait, the cost is that of a few. A few and not one, for the first may want a
@@ -16,7 +16,7 @@
 
 mod regeneration;
 
-pub use regeneration::Regeneration;
+pub use regeneration::RegenerationBudget;
 
 use crate::clock::Now;
 use crate::id::PoolId;
@@ -26,7 +26,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use tokio::sync::Notify;
 
-/// Pools with a line of their own; of more, several share one.
+/// Pools with a line of their own. Of more, several share one, and what they may spend; then those of one pool may have
+/// to wait for those of another.
 const LINES: usize = 64;
 
 /// So many of a line look for a replica.
@@ -35,7 +36,7 @@ pub const LOOKING: usize = 8;
 /// A place in a line: when it is due, and how many came before, for those that are due at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// When the request is to be placed at the latest, as far as that can be.
+    /// When the request is due: those who are due later do not go before it.
     pub due: Now,
     joined: u64,
 }
@@ -51,19 +52,19 @@ struct Queue {
 #[derive(Debug)]
 struct Line {
     len: AtomicUsize,
-    /// When the last of those who look is due ([`Now`]); the end of time while more may.
-    looking_until: AtomicU64,
+    /// When the last of those who look is due, as a [`Now`]; the end of time while there is room for more.
+    last_due: AtomicU64,
     queue: Mutex<Queue>,
-    regeneration: Regeneration,
+    regeneration: RegenerationBudget,
 }
 
 impl Default for Line {
     fn default() -> Self {
         Self {
             len: AtomicUsize::new(0),
-            looking_until: AtomicU64::new(u64::MAX),
+            last_due: AtomicU64::new(u64::MAX),
             queue: Mutex::default(),
-            regeneration: Regeneration::default(),
+            regeneration: RegenerationBudget::default(),
         }
     }
 }
@@ -73,7 +74,7 @@ impl Line {
     fn note(&self, queue: &Queue) {
         self.len.store(queue.places.len(), Relaxed);
         let last = queue.places.keys().nth(LOOKING - 1);
-        self.looking_until.store(last.map_or(u64::MAX, |place| place.due.0), Relaxed);
+        self.last_due.store(last.map_or(u64::MAX, |place| place.due.0), Relaxed);
     }
 }
 
@@ -121,13 +122,13 @@ impl WaitingRoom {
     #[inline]
     #[must_use]
     pub fn looks(&self, pool: PoolId, due: Now) -> bool {
-        due.0 <= self.line(pool).looking_until.load(Relaxed)
+        due.0 <= self.line(pool).last_due.load(Relaxed)
     }
 
-    /// What requests of `pool` make replicas compute again.
+    /// What requests of `pool` may make replicas compute again.
     #[inline]
     #[must_use]
-    pub fn regeneration(&self, pool: PoolId) -> &Regeneration {
+    pub fn regeneration(&self, pool: PoolId) -> &RegenerationBudget {
         &self.line(pool).regeneration
     }
 
@@ -185,9 +186,7 @@ impl Drop for Ticket {
         let line = self.room.line(self.pool);
         let mut queue = line.queue.lock();
         let looked = self.looks();
-        if queue.places.remove(&self.place).is_none() {
-            return;
-        }
+        let _own = queue.places.remove(&self.place);
         line.note(&queue);
         if looked && let Some(next) = queue.places.values().nth(LOOKING - 1) {
             next.notify_one();

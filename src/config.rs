@@ -335,8 +335,8 @@ pub struct PolicyConfig {
     /// `price`: a prompt that waits is due after so many times its own prefill, and who is due first goes first. With 0 it
     /// is first come, first served. Default 30.
     pub patience: f64,
-    /// `price`: share of the engines' time that placements may cost in computing again what they push out, while prompts
-    /// that push out what is needed wait. Default 0.25.
+    /// `price`: about so much of the engines' time may go into computing again what placements push out; beyond it, prompts
+    /// that would push out more wait for engines without any request. Default 0.25; 1 or more is no limit.
     pub regeneration_max: f64,
     /// Parameters of `sticky_until_saturated`.
     pub sticky_until_saturated: StickyUntilSaturatedConfig,

@@ -24,7 +24,7 @@ mod warming;
 
 use candidates::{Candidates, Known};
 pub use choice::{Choice, Decision, PASSTHROUGH, Reason};
-pub use hold::Hold;
+pub use hold::{Asked, Hold};
 pub use objective::{Bound, Wish};
 pub use shared::{Answered, Lesson, Limits, Shared, SharedConfig, Snapshot};
 pub use traits::{PoolTraits, PromptTraits};
@@ -469,7 +469,7 @@ impl Decider {
         shared.record(snapshot, placement, now);
         let view = self.candidates.shown();
         snapshot.policy.placed(view, self.picked);
-        hold::spend(shared, snapshot, placement, view.len(), now);
+        hold::spend(shared, snapshot, view, self.picked, placement, now);
         let (pool, slot) = (placement.decision.pool, placement.decision.chosen.slot);
         self.candidates.placed(shared, snapshot, pool, slot);
         Ok(())

@@ -43,7 +43,7 @@ pub struct Standing {
     pub ahead_s: f32,
     /// It is one of the first of those who wait ([`crate::admission`]), or would be.
     pub is_first: bool,
-    /// What may be spent on computing again what was pushed out is spent.
+    /// What may be spent on computing again what is pushed out is spent ([`crate::admission::RegenerationBudget`]).
     pub is_spent: bool,
 }
 
@@ -251,6 +251,12 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
     /// Takes note that the request of `view` goes to `place`. It is called once for each decision that is acted upon, not
     /// for one that was only looked at.
     fn placed(&self, _view: &View, _place: usize) {}
+
+    /// Seconds that computing again will take what a request pushes out that was picked `place`, where it is made to wait
+    /// for that when too many are spent so.
+    fn spends_s(&self, _view: &View, _place: usize) -> f32 {
+        0.0
+    }
 
     /// True when a request that was picked `place` should rather wait at the gateway for now.
     fn waits(&self, _view: &View, _place: usize, _standing: Standing) -> bool {

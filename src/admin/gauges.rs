@@ -109,7 +109,7 @@ fn show_pools(registry: &Registry, core: &Core, snapshot: &Snapshot) -> promethe
     let waiting = gauge("emberlane_waiting_requests", "Requests that wait for a replica.", &["model"])?;
     let spent = gauge(
         "emberlane_regeneration_spent_seconds",
-        "Seconds until placements may again cost engines time for computing again what they push out; 0: they may now.",
+        "Seconds for which prompts that would push out what is needed wait for engines without any request.",
         &["model"],
     )?;
     let again = gauge(

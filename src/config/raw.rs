@@ -267,7 +267,7 @@ pub(crate) struct RawPolicy {
     /// `price`: a prompt that waits is due after so many times its own prefill, and who is due first goes first.
     #[schemars(schema_with = "form::number")]
     patience: f64,
-    /// `price`: share of the engines' time that placements may cost in computing again what they push out.
+    /// `price`: about so much of the engines' time may go into computing again what placements push out.
     #[schemars(schema_with = "form::number")]
     regeneration_max: f64,
     sticky_until_saturated: RawStickyUntilSaturated,

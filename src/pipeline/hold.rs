@@ -1,9 +1,10 @@
 //! Requests that are decided but not placed yet, and what they wait for.
 
 use super::candidates::Known;
-use super::{Decider, Placement, Shared, Snapshot};
+use super::{Decider, Hints, Placement, Shared, Snapshot};
 use crate::admission::{Place, Ticket};
 use crate::clock::Now;
+use crate::parse::Api;
 use crate::policy::{Standing, View};
 use crate::reject::Reject;
 use std::time::Duration;
@@ -21,22 +22,31 @@ pub enum Hold {
     },
     /// No replica has time for it that would not lose what is needed: it stands in line ([`crate::admission`]).
     Line {
-        /// When it is to be placed at the latest; who is due first stands first.
+        /// When it is due; who is due first stands first.
         due: Now,
         /// When to look again if it is not called before; `None`: others are before it.
         again: Option<Now>,
     },
 }
 
-/// Whether the policy has the request wait that was picked `place` of `view`. Who has an objective does not: what meets it
-/// was chosen as of now. Where prompts are kept in slots, it is slots that are waited for.
+/// Whether a request may be made to stand in line at all that was picked `place` of `view`. Who has an objective may not:
+/// what meets it was chosen as of now. Where prompts are kept in slots, it is slots that are waited for.
+fn may_stand(snapshot: &Snapshot, view: &View, place: usize, placement: &Placement) -> bool {
+    let is_slotted = snapshot.limits(view.slots[place]).is_slotted;
+    placement.attempts <= 1 && !is_slotted && placement.wish.slo.is_none()
+}
+
+/// Whether the policy has the request wait that was picked `place` of `view`.
 pub(super) fn in_line(known: Known<'_>, view: &View, place: usize, placement: &Placement) -> Option<Hold> {
     let Known { shared, snapshot, now, .. } = known;
-    if placement.attempts > 1 || snapshot.limits(view.slots[place]).is_slotted || !placement.wish.slo.is_none() {
+    if !may_stand(snapshot, view, place, placement) {
         return None;
     }
     let pool = placement.decision.pool;
-    let due = placement.ticket.as_ref().map_or_else(|| due(known, view, place, placement), |ticket| ticket.place().due);
+    let due = match &placement.ticket {
+        Some(ticket) => ticket.place().due,
+        None => due(snapshot, view, place, placement.decision.at),
+    };
     let is_first = shared.room.looks(pool, due);
     let is_spent = shared.room.regeneration(pool).is_spent(now);
     let standing = Standing { ahead_s: placement.features.ahead_s, is_first, is_spent };
@@ -44,20 +54,22 @@ pub(super) fn in_line(known: Known<'_>, view: &View, place: usize, placement: &P
     snapshot.policy.waits(view, place, standing).then_some(Hold::Line { due, again })
 }
 
-/// When a request is to be placed at the latest: it may wait for so many times its own prefill.
-fn due(known: Known<'_>, view: &View, place: usize, placement: &Placement) -> Now {
+/// When a request is due that was `asked` for then: it may wait for so many times its own prefill, and for three quarters of
+/// the time after which it is refused.
+fn due(snapshot: &Snapshot, view: &View, place: usize, asked: Now) -> Now {
+    let config = &snapshot.config;
     let prefill_s = view.latency.prefill_s(place, view.uncached_tokens(place), view.warm_tokens[place]);
-    let wait_s = f64::from(prefill_s) * known.snapshot.config.policy.patience;
-    placement.decision.at.plus(Duration::try_from_secs_f64(wait_s).unwrap_or(Duration::ZERO))
+    let wait = Duration::try_from_secs_f64(f64::from(prefill_s) * config.policy.patience).unwrap_or(Duration::MAX);
+    asked.plus(wait.min(config.timeouts.wait / 4 * 3))
 }
 
-/// A request was placed: what it pushes out will be computed again.
-pub(super) fn spend(shared: &Shared, snapshot: &Snapshot, placement: &Placement, engines: usize, now: Now) {
-    let policy = &snapshot.config.policy;
-    let pushed_out_s = f64::from(placement.decision.chosen.pushed_out_s);
-    if policy.wait && pushed_out_s > 0.0 {
-        let engines_s = policy.regeneration_max * engines as f64;
-        shared.room.regeneration(placement.decision.pool).spend(pushed_out_s, engines_s, now);
+/// A request was placed at `place` of `view`: what it pushes out will be computed again.
+pub(super) fn spend(shared: &Shared, snapshot: &Snapshot, view: &View, place: usize, placement: &Placement, now: Now) {
+    let spends_s = f64::from(snapshot.policy.spends_s(view, place));
+    if spends_s > 0.0 && may_stand(snapshot, view, place, placement) {
+        let engines = view.len() - view.barred.len();
+        let allowed = snapshot.config.policy.regeneration_max * engines as f64;
+        shared.room.regeneration(placement.decision.pool).spend(spends_s, allowed, now);
     }
 }
 
@@ -85,10 +97,10 @@ impl Placement {
     }
 
     /// It is the decision on a request that has waited with `former` until `now`, and has its place in line.
-    pub fn succeed(&mut self, mut former: Self, now: Now) {
+    fn succeed(&mut self, former: &mut Self, now: Now) {
         self.decision.at = former.decision.at;
         self.decision.held_s = now.since(self.decision.at).as_secs_f32();
-        if self.ticket.is_some() && former.decision.pool == self.decision.pool {
+        if former.decision.pool == self.decision.pool {
             self.ticket = former.ticket.take();
         }
     }
@@ -111,4 +123,37 @@ impl Decider {
         placement.decision.held_s = now.since(placement.decision.at).as_secs_f32();
         self.place_again(shared, snapshot, placement, now)
     }
+
+    /// Decides anew on a request that has waited with `former`, where replicas have come or gone meanwhile. It keeps its
+    /// place in line.
+    ///
+    /// # Errors
+    /// As [`Decider::decide`].
+    pub fn decide_anew(
+        &mut self,
+        shared: &Shared,
+        snapshot: &Snapshot,
+        asked: Asked<'_>,
+        former: &mut Placement,
+        now: Now,
+    ) -> Result<Placement, Reject> {
+        let mut placement = self.consider(shared, snapshot, asked.api, asked.body, asked.hints, now)?;
+        placement.succeed(former, now);
+        self.look_again(shared, snapshot, &mut placement, now)?;
+        Ok(placement)
+    }
 }
+
+/// What a client sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// What it speaks.
+    pub api: Api,
+    /// The body.
+    pub body: &'a [u8],
+    /// What its headers say.
+    pub hints: Hints<'a>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -16,8 +16,9 @@
 //! A prompt may also wait at the gateway ([`Policy::waits`]): while the best replica for it has prefill to do anyway, and
 //! what it would push out there is needed, or while that takes long, it gains nothing by being sent. When an engine has
 //! time for it, it is placed by what is known then. So engines are not idle for it, and warm prompts do not queue behind
-//! cold ones more than they must. It waits, too, while engines spend more of their time than they may on computing again
-//! what was pushed out: that far beyond what the caches hold, each cold prompt that is let in costs another that is warm.
+//! cold ones more than they must. It waits, too, while engines that have something to do spend more of their time than they
+//! may on computing again what was pushed out: that far beyond what the caches hold, each cold prompt that is let in costs
+//! another that is warm.
 
 use super::latency::FirstToken;
 use super::{Policy, Standing, View};
@@ -94,12 +95,22 @@ impl Policy for Price {
         }
     }
 
+    fn spends_s(&self, view: &View, place: usize) -> f32 {
+        let (prefill_s, needed) = own_and_needed(view, place);
+        if self.may_wait && prefill_s >= WAIT_PREFILL_LEAST_S && needed > NEEDED_LEAST {
+            prefill_s * needed
+        } else {
+            0.0
+        }
+    }
+
     fn waits(&self, view: &View, place: usize, Standing { ahead_s, is_first, is_spent }: Standing) -> bool {
-        let (uncached, warm) = (view.uncached_tokens(place), view.warm_tokens[place]);
-        if !self.may_wait || view.latency.prefill_s(place, uncached, warm) < WAIT_PREFILL_LEAST_S {
+        let (prefill_s, needed) = own_and_needed(view, place);
+        if !self.may_wait || prefill_s < WAIT_PREFILL_LEAST_S {
             return false;
         }
-        let needed = view.pushed_out.share(place, uncached);
+        // An engine without any request is not kept so.
+        let is_spent = is_spent && view.in_flight[place] > 0.0;
         let is_busy = !is_first || is_spent || ahead_s > BUSY_LEAST_S;
         ahead_s > BUSY_MOST_S || is_busy && needed > NEEDED_LEAST
     }
@@ -125,6 +136,12 @@ fn cost_columns(price: &Price, view: &View, costs: &mut [f32]) {
             price.reuse_bonus + price.eviction_weight * pushed_out[place] + price.decode_weight * in_flight[place];
         costs[place] = median_s + prefill_s * lost;
     }
+}
+
+/// Of the prompt at `place`: seconds of its own prefill, and the share of what it pushes out that will be needed.
+fn own_and_needed(view: &View, place: usize) -> (f32, f32) {
+    let (uncached, warm) = (view.uncached_tokens(place), view.warm_tokens[place]);
+    (view.latency.prefill_s(place, uncached, warm), view.pushed_out.share(place, uncached))
 }
 
 /// Seconds until what candidate `place` holds of the prompt in host memory is on its device.

@@ -13,8 +13,8 @@
 //!
 //! Where somebody has said how large the cache is, that is believed as long as predictions come true on the whole; and
 //! single answers weigh little then: it takes several in a row that say the same. What was taken to be smaller than was
-//! said, and is found to hold more than that after all, is believed again at once: what is gone may have gone for many
-//! reasons, what is there was kept.
+//! said, and is found to hold more than that after all, is believed again in a few steps: what is gone may have gone for
+//! many reasons, what is there was kept.
 //!
 //! An engine that counts its evictions is better than evidence: as long as it has evicted nothing it remembers all, and
 //! what it holds at its first eviction is what it can hold. Where answers contradict that, answers are believed.
@@ -341,7 +341,7 @@ impl Memory {
         if self.assumed.is_said && self.log_factor < 0.0 && distance > estimate {
             let most = (-self.log_factor).min(DOWN_MAX);
             self.log_factor += ((distance / estimate).ln() * DOWN).min(most);
-            self.streak = 0;
+            self.streak = self.streak.max(0);
             return;
         }
         if self.comes_true(-1.0) {

@@ -197,8 +197,7 @@ impl Exchange<'_> {
             } else {
                 // Replicas have come or gone: it is another decision.
                 self.snapshot = snapshot;
-                let former = std::mem::replace(placement, self.decide(body)?);
-                placement.succeed(former, now);
+                *placement = self.decide_anew(body, placement, now)?;
             }
         }
         Ok(())

@@ -12,7 +12,7 @@ use super::{headers, route, wish};
 use crate::clock::Now;
 use crate::parse::answer::AnswerReader;
 use crate::parse::{Api, splice_model};
-use crate::pipeline::{Answered, Hints, Placement, Snapshot, Underway, Wish};
+use crate::pipeline::{Answered, Asked, Hints, Placement, Snapshot, Underway, Wish};
 use crate::reject::Reject;
 use crate::telemetry::record::{Ending, Record, Taken};
 use pingora_core::protocols::http::ServerSession;
@@ -122,12 +122,23 @@ impl Exchange<'_> {
         self.forward(placement, body).await
     }
 
-    pub(super) fn decide(&self, body: &Body) -> Result<Placement, Reject> {
+    fn hints(&self) -> Result<Hints<'_>, Reject> {
         let request_headers = &self.session.req_header().headers;
-        let hints = Hints {
+        Ok(Hints {
             session: headers::first(request_headers, &route::SESSION_HEADERS),
             wish: if self.api.is_some() { wish::read(request_headers)? } else { Wish::default() },
-        };
+        })
+    }
+
+    /// Decides anew on a request that has waited with `former`, by the present snapshot.
+    pub(super) fn decide_anew(&self, body: &Body, former: &mut Placement, now: Now) -> Result<Placement, Reject> {
+        let Some(api) = self.api else { return self.decide(body) };
+        let asked = Asked { api, body: &body.bytes, hints: self.hints()? };
+        self.shard.decider.lock().decide_anew(&self.shard.core.shared, &self.snapshot, asked, former, now)
+    }
+
+    fn decide(&self, body: &Body) -> Result<Placement, Reject> {
+        let hints = self.hints()?;
         let core = &self.shard.core;
         let before = core.clock.now();
         let mut decider = self.shard.decider.lock();

@@ -514,10 +514,14 @@ impl<'p> Run<'p> {
         if live.asked.output != 0 && is_answered {
             self.seen.insert(live.asked.output, ());
         }
+        let was_placed = live.placed.is_some();
         if let Some(placed) = live.placed.take() {
             self.gateway.prefilled(&live);
             self.gateway.finished(placed, &live, is_answered, self.now);
             self.release_held();
+        }
+        if !is_answered && !was_placed {
+            self.measure.gave_up(&live.asked, live.arrived, self.now);
         }
         let first = live.first.map(|first| first.0);
         self.measure.ended(&live.asked, live.arrived, first, is_answered, self.now);

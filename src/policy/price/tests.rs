@@ -171,6 +171,17 @@ fn who_would_push_out_what_is_needed_waits_while_engines_are_busy_and_no_longer(
     assert!(waits(&config, 0.0, behind(2.0)), "there is time to decide later");
     assert!(waits(&config, 0.5, Standing { is_first: false, ..behind(0.0) }), "others are due before");
     assert!(waits(&config, 0.5, Standing { is_spent: true, ..behind(0.0) }), "too much is computed again");
+    let mut idle = view(&[(0.0, 0.0, 0.0)]);
+    idle.prompt_tokens = 4000.0;
+    pushes_out(&mut idle, 0, 0.5);
+    let price = Price::new(&config);
+    assert!(
+        !price.waits(&idle, 0, Standing { is_spent: true, ..behind(0.0) }),
+        "an engine without any request is used"
+    );
+    assert!((price.spends_s(&idle, 0) - 0.25).abs() < 1e-4);
+    idle.prompt_tokens = 2000.0;
+    assert!(price.spends_s(&idle, 0) <= 0.0, "who does not wait does not spend");
     assert!(!waits(&config, 0.05, Standing { is_spent: true, ..behind(0.0) }), "nothing will be");
     assert!(!waits(&PolicyConfig { wait: false, ..config }, 1.0, behind(2.0)));
     let mut warm = view(&[(1.0, 3.0, 1500.0)]);

@@ -36,7 +36,7 @@ pub(super) struct Measure {
     ended: u64,
     admission_wait_s: f64,
     ttft_s: Vec<f32>,
-    /// The same with the wait for admission, in the same order until they are sorted.
+    /// The same with the wait for admission.
     from_arrival_s: Vec<f32>,
     tpot_s: Vec<f32>,
     e2e_s: Vec<f32>,
@@ -166,6 +166,17 @@ impl Measure {
         self.e2e_s.push(narrow(now.seconds_since(arrived)));
         if let Some(first) = first.filter(|_| asked.output_tokens > 1) {
             self.tpot_s.push(narrow(now.seconds_since(first) / f64::from(asked.output_tokens - 1)));
+        }
+    }
+
+    /// The gateway refused a request after it had waited, or at once: its client has seen no token for so long at least.
+    pub(super) fn gave_up(&mut self, asked: &Asked, arrived: Now, now: Now) {
+        if self.is_measured(arrived) && now > arrived {
+            let waited_s = narrow(now.seconds_since(arrived));
+            self.from_arrival_s.push(waited_s);
+            if let Some(samples) = self.classes.get_mut(usize::from(asked.class)) {
+                samples.from_arrival_s.push(waited_s);
+            }
         }
     }
 

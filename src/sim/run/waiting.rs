@@ -85,15 +85,19 @@ impl Run<'_> {
             return;
         };
         let Some((placement, _)) = live.waiting.take() else { return };
+        let stood = placement.place_in_line();
         let placing = if self.now.since(live.arrived) >= self.gateway.wait_max() {
             self.gateway.give_up(*placement)
         } else {
             self.gateway.look_again(request, *placement, &live, &self.engines, self.now)
         };
         if !matches!(placing, Placing::Waits(_)) {
-            let was_looking = self.waiting.line.values().take(LOOKING).any(|other| *other == request);
-            self.waiting.line.retain(|_, other| *other != request);
-            self.waiting.slots.retain(|other| *other != request);
+            let was_looking =
+                stood.is_some_and(|place| self.waiting.line.keys().take(LOOKING).any(|one| *one == place));
+            match stood {
+                Some(place) => drop(self.waiting.line.remove(&place)),
+                None => self.waiting.slots.retain(|other| *other != request),
+            }
             // Whoever is one of the first now is called.
             if was_looking && let Some(&next) = self.waiting.line.values().nth(LOOKING - 1) {
                 self.call(next);
