@@ -1,3 +1,5 @@
+//! Who is called, in which order, and who looks.
+
 use super::*;
 use futures_now::is_ready;
 
