@@ -37,15 +37,10 @@ impl RegenerationBudget {
     /// spent so each second.
     pub fn spend(&self, engine_s: f64, engines: f64, now: Now) {
         let lasts = Duration::try_from_secs_f64((engine_s / engines).clamp(0.0, 1e6)).unwrap_or(Duration::ZERO);
-        let saved_from = now.0.saturating_sub(nanos(SAVED_MOST));
-        let most = now.plus(OVERSPENT_MOST).0;
-        let spend = |until: u64| Some(until.max(saved_from).saturating_add(nanos(lasts)).min(most));
+        let (saved_from, most) = (now.minus(SAVED_MOST), now.plus(OVERSPENT_MOST));
+        let spend = |until: u64| Some(Now(until).max(saved_from).plus(lasts).min(most).0);
         let _before = self.spent_until.fetch_update(Relaxed, Relaxed, spend);
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -84,7 +79,7 @@ mod tests {
     #[test]
     fn what_is_no_time_costs_nothing() {
         let budget = RegenerationBudget::default();
-        for (engine_s, engines) in [(f64::NAN, 1.0), (-1.0, 1.0), (0.0, 0.0)] {
+        for (engine_s, engines) in [(f64::NAN, 1.0), (-100.0, 1.0), (0.0, 0.0)] {
             budget.spend(engine_s, engines, at(50));
             assert!(!budget.is_spent(at(50)), "{engine_s} / {engines}");
         }

@@ -213,7 +213,7 @@ pub(super) fn policy(field: &Field<'_>) -> Option<PolicyConfig> {
         wait: section.read("wait", default.wait, Field::flag),
         patience: section.read("patience", default.patience, |field| field.number(0.0..=1000.0)),
         regeneration_max: section
-            .read("regeneration_max", default.regeneration_max, |field| field.number(0.01..=1000.0)),
+            .read("regeneration_max", default.regeneration_max, |field| field.number(0.0..=1000.0)),
         sticky_until_saturated: section.read(
             "sticky_until_saturated",
             default.sticky_until_saturated,

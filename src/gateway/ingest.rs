@@ -215,8 +215,7 @@ pub(super) fn report(
 /// The earliest time of which a report may tell that was `age` on its way to be heard at `now`: whoever sent it looked at
 /// the engine at most a `period` before, and the engine at itself.
 fn made_after(now: Now, period: Duration, age: Duration) -> Now {
-    let before = age.saturating_add(period).saturating_add(ENGINE_LOOKS_EVERY);
-    Now(now.0.saturating_sub(u64::try_from(before.as_nanos()).unwrap_or(u64::MAX)))
+    now.minus(age.saturating_add(period).saturating_add(ENGINE_LOOKS_EVERY))
 }
 
 /// Whether a beacon had to bear a good MAC, where there are keys, to be refused for this.

@@ -336,7 +336,7 @@ fn predict_ttft(
 
 /// The larger of two numbers; one instruction, as `f32::max` is not, for it cares about what is not a number.
 #[inline(always)]
-const fn larger(a: f32, b: f32) -> f32 {
+pub(super) const fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 

@@ -20,7 +20,7 @@
 //! may on computing again what was pushed out: that far beyond what the caches hold, each cold prompt that is let in costs
 //! another that is warm.
 
-use super::latency::FirstToken;
+use super::latency::{FirstToken, larger};
 use super::{Policy, Standing, View};
 use crate::config::PolicyConfig;
 
@@ -69,6 +69,15 @@ impl Price {
             costs[place] += view.latency.prefill_s(place, uncached, warm) * self.eviction_weight * (is - as_priced);
         }
     }
+
+    /// Of a prompt that is long enough at `place` to be worth a wait: seconds of its own prefill, and the share of what it
+    /// pushes out that will be needed.
+    fn worth_a_wait(&self, view: &View, place: usize) -> Option<(f32, f32)> {
+        let (uncached, warm) = (view.uncached_tokens(place), view.warm_tokens[place]);
+        let prefill_s = view.latency.prefill_s(place, uncached, warm);
+        let is_long = self.may_wait && prefill_s >= WAIT_PREFILL_LEAST_S;
+        is_long.then(|| (prefill_s, view.pushed_out.share(place, uncached)))
+    }
 }
 
 impl Policy for Price {
@@ -96,19 +105,12 @@ impl Policy for Price {
     }
 
     fn spends_s(&self, view: &View, place: usize) -> f32 {
-        let (prefill_s, needed) = own_and_needed(view, place);
-        if self.may_wait && prefill_s >= WAIT_PREFILL_LEAST_S && needed > NEEDED_LEAST {
-            prefill_s * needed
-        } else {
-            0.0
-        }
+        let pushes_out = self.worth_a_wait(view, place).filter(|(_, needed)| *needed > NEEDED_LEAST);
+        pushes_out.map_or(0.0, |(prefill_s, needed)| prefill_s * needed)
     }
 
     fn waits(&self, view: &View, place: usize, Standing { ahead_s, is_first, is_spent }: Standing) -> bool {
-        let (prefill_s, needed) = own_and_needed(view, place);
-        if !self.may_wait || prefill_s < WAIT_PREFILL_LEAST_S {
-            return false;
-        }
+        let Some((_, needed)) = self.worth_a_wait(view, place) else { return false };
         // An engine without any request is not kept so.
         let is_spent = is_spent && view.in_flight[place] > 0.0;
         let is_busy = !is_first || is_spent || ahead_s > BUSY_LEAST_S;
@@ -138,22 +140,10 @@ fn cost_columns(price: &Price, view: &View, costs: &mut [f32]) {
     }
 }
 
-/// Of the prompt at `place`: seconds of its own prefill, and the share of what it pushes out that will be needed.
-fn own_and_needed(view: &View, place: usize) -> (f32, f32) {
-    let (uncached, warm) = (view.uncached_tokens(place), view.warm_tokens[place]);
-    (view.latency.prefill_s(place, uncached, warm), view.pushed_out.share(place, uncached))
-}
-
 /// Seconds until what candidate `place` holds of the prompt in host memory is on its device.
 #[must_use]
 pub fn restore_s(view: &View, place: usize) -> f32 {
     view.restore_tokens[place] * view.restore_s_per_token[place]
-}
-
-/// The larger of two numbers; one instruction, as `f32::max` is not, for it cares about what is not a number.
-#[inline(always)]
-const fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
 }
 
 #[cfg(test)]

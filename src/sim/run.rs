@@ -408,7 +408,7 @@ impl<'p> Run<'p> {
     pub(super) fn see_steps(&self) {
         let delay = seconds(self.plan.network_delay_s);
         for (place, engine) in self.engines.iter().enumerate() {
-            if let Some((ended, step_s)) = engine.last_step(Now(self.now.0.saturating_sub(nanos(delay)))) {
+            if let Some((ended, step_s)) = engine.last_step(self.now.minus(delay)) {
                 self.gateway.see_steps(place, ended.plus(delay), step_s, 1);
             }
         }
@@ -556,10 +556,6 @@ impl<'p> Run<'p> {
 
 fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.clamp(0.0, 1e9))
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn narrow(place: usize) -> u32 {

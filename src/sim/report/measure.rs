@@ -102,83 +102,26 @@ macro_rules! metric {
     };
 }
 
+/// A time to first token, which is kept for classes, too.
+macro_rules! first_token {
+    ($key:ident, $title:expr, $short:expr) => {
+        metric!($key, $title, $short, Seconds, Lower, |run| answered(run, run.$key), Some(|class| class.$key))
+    };
+}
+
 /// All figures, in the order in which they are shown.
 pub static METRICS: [Metric; 32] = [
     metric!(hit_rate, "prompt tokens found in cache", "hit", Share, Higher, |run| Some(run.hit_rate)),
     metric!(regenerated_share, "engine time regenerating KV", "regen", Share, Lower, |run| Some(run.regenerated_share)),
-    metric!(
-        ttft_p50_s,
-        "TTFT p50",
-        "TTFT p50",
-        Seconds,
-        Lower,
-        |run| answered(run, run.ttft_p50_s),
-        Some(|class| class.ttft_p50_s)
-    ),
-    metric!(
-        ttft_p90_s,
-        "TTFT p90",
-        "p90",
-        Seconds,
-        Lower,
-        |run| answered(run, run.ttft_p90_s),
-        Some(|class| class.ttft_p90_s)
-    ),
-    metric!(
-        ttft_p95_s,
-        "TTFT p95",
-        "p95",
-        Seconds,
-        Lower,
-        |run| answered(run, run.ttft_p95_s),
-        Some(|class| class.ttft_p95_s)
-    ),
-    metric!(
-        ttft_p99_s,
-        "TTFT p99",
-        "p99",
-        Seconds,
-        Lower,
-        |run| answered(run, run.ttft_p99_s),
-        Some(|class| class.ttft_p99_s)
-    ),
+    first_token!(ttft_p50_s, "TTFT p50", "TTFT p50"),
+    first_token!(ttft_p90_s, "TTFT p90", "p90"),
+    first_token!(ttft_p95_s, "TTFT p95", "p95"),
+    first_token!(ttft_p99_s, "TTFT p99", "p99"),
     metric!(ttft_mean_s, "mean TTFT", "TTFT mean", Seconds, Lower, |run| answered(run, run.ttft_mean_s)),
-    metric!(
-        ttft_from_arrival_p50_s,
-        "TTFT p50 from arrival",
-        "from arrival p50",
-        Seconds,
-        Lower,
-        |run| answered(run, run.ttft_from_arrival_p50_s),
-        Some(|class| class.ttft_from_arrival_p50_s)
-    ),
-    metric!(
-        ttft_from_arrival_p90_s,
-        "TTFT p90 from arrival",
-        "p90",
-        Seconds,
-        Lower,
-        |run| answered(run, run.ttft_from_arrival_p90_s),
-        Some(|class| class.ttft_from_arrival_p90_s)
-    ),
-    metric!(
-        ttft_from_arrival_p95_s,
-        "TTFT p95 from arrival",
-        "p95",
-        Seconds,
-        Lower,
-        |run| answered(run, run.ttft_from_arrival_p95_s),
-        Some(|class| class.ttft_from_arrival_p95_s)
-    ),
-    metric!(
-        ttft_from_arrival_p99_s,
-        "TTFT p99 from arrival",
-        "p99",
-        Seconds,
-        Lower,
-        |run| answered(run, run.ttft_from_arrival_p99_s),
-        Some(|class| class.ttft_from_arrival_p99_s)
-    ),
+    first_token!(ttft_from_arrival_p50_s, "TTFT p50 from arrival", "from arrival p50"),
+    first_token!(ttft_from_arrival_p90_s, "TTFT p90 from arrival", "p90"),
+    first_token!(ttft_from_arrival_p95_s, "TTFT p95 from arrival", "p95"),
+    first_token!(ttft_from_arrival_p99_s, "TTFT p99 from arrival", "p99"),
     metric!(ttft_from_arrival_mean_s, "mean TTFT from arrival", "from arrival mean", Seconds, Lower, |run| {
         answered(run, run.ttft_from_arrival_mean_s)
     }),

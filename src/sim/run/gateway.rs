@@ -331,8 +331,8 @@ impl Gateway {
         let (block_tokens, blocks) = self.blocks.get(slot.index()).copied().flatten().unzip();
         let (evicted, usage) = (Some(said.blocks_evicted), Some(kv_usage));
         self.shared.hear_cache(slot, CacheSaid { evicted, usage, block_tokens, blocks }, now);
-        let made = now.0.saturating_sub(super::nanos(super::seconds(self.beacons.delay_s + self.beacons.period_s)));
-        let own = self.shared.load.most_since(slot, Now(made), now);
+        let made = now.minus(super::seconds(self.beacons.delay_s + self.beacons.period_s));
+        let own = self.shared.load.most_since(slot, made, now);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a period in microseconds")]
         let period_us = (self.beacons.period_s * 1e6) as u32;
         self.publisher.publish(LoadReport {

@@ -169,7 +169,7 @@ impl Measure {
         }
     }
 
-    /// The gateway refused a request after it had waited, or at once: its client has seen no token for so long at least.
+    /// The gateway refused a request. If it had waited, its client has seen no token for so long at least.
     pub(super) fn gave_up(&mut self, asked: &Asked, arrived: Now, now: Now) {
         if self.is_measured(arrived) && now > arrived {
             let waited_s = narrow(now.seconds_since(arrived));

@@ -94,10 +94,10 @@ impl Run<'_> {
         if !matches!(placing, Placing::Waits(_)) {
             let was_looking =
                 stood.is_some_and(|place| self.waiting.line.keys().take(LOOKING).any(|one| *one == place));
-            match stood {
-                Some(place) => drop(self.waiting.line.remove(&place)),
-                None => self.waiting.slots.retain(|other| *other != request),
+            if let Some(place) = stood {
+                self.waiting.line.remove(&place);
             }
+            self.waiting.slots.retain(|other| *other != request);
             // Whoever is one of the first now is called.
             if was_looking && let Some(&next) = self.waiting.line.values().nth(LOOKING - 1) {
                 self.call(next);
